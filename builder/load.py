@@ -1,0 +1,211 @@
+"""A model file, a mapping or a DictConfig → a spec, with the place of every key.
+
+Files are read by OmegaConf's own YAML loader, so that the library, Hydra and the command line see the same values.
+Aliases are bounded before anything is expanded, and resolvers (`${oc.env:...}`) are refused in a model file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from builder.errors import BuilderError, Problem, at, did_you_mean, raise_all
+from builder.spec import ModelSpec, read_spec
+
+MAX_BYTES = 4_000_000
+MAX_NODES = 200_000  # after aliases are expanded
+
+Source = str | Path | Mapping[str, Any] | DictConfig
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where keys stand: dotted address → `file:line` or the override that set it.
+
+    Attributes:
+        file: Name of the file, or empty where there is none.
+        lines: Line of each key, from 1.
+        texts: Line on which the text of a key begins (a block scalar begins below its key).
+        overrides: Address → command-line override.
+    """
+
+    file: str = ""
+    lines: Mapping[str, int] = field(default_factory=dict)
+    texts: Mapping[str, int] = field(default_factory=dict)
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, address: str, text_line: int | None = None) -> str:
+        """The place of an address, or of the nearest key that holds it; empty where none is known."""
+        parts = address.split(".")
+        for count in range(len(parts), 0, -1):
+            key = ".".join(parts[:count])
+            if key in self.overrides:
+                return f"override {self.overrides[key]}"
+            if key in self.lines:
+                line = self.lines[key] if text_line is None or count < len(parts) else self.texts[key] + text_line - 1
+                return f"{self.file}:{line}" if self.file else f"line {line}"
+        return ""
+
+    def fill(self, problem: Problem, text_line: int | None = None) -> Problem:
+        """The problem with its place."""
+        return at(problem, self.of(problem.address, text_line))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model file that was read: its spec, and what its messages and its class are called.
+
+    Attributes:
+        spec: The validated file, with the caller's args in it.
+        places: Where every key stands.
+        name: A name for the model, from the file's name.
+    """
+
+    spec: ModelSpec
+    places: Places
+    name: str = "model"
+
+    @property
+    def subject(self) -> str:
+        """What an error of this model begins with."""
+        return f"model {self.places.file or self.name}"
+
+    def refuse(self, problems: list[Problem]) -> None:
+        """Raises the problems, each with its place, or returns where there is none."""
+        raise_all(self.subject, [self.places.fill(problem) for problem in problems])
+
+
+def load(source: Source, args: Mapping[str, Any] | None = None, *, places: Places | None = None, name: str = "") -> Loaded:
+    """Reads a model file, or takes one that was read already; the source is not changed.
+
+    Args:
+        source: Path of a YAML file, a mapping, or a DictConfig.
+        args: Values for the model's `args`, in place of its own.
+        places: Where the keys of a mapping stand, if its reader knows.
+        name: A name for the model, if it is not that of the file.
+
+    Raises:
+        BuilderError: The file is missing, is not YAML, or is not a model.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        text = _read_text(path)
+        data, places = _parse_yaml(text, path.name), Places(path.name, *_positions(text))
+        name = name or path.stem
+    elif isinstance(source, DictConfig):
+        data = _to_plain(source, "model")
+    elif isinstance(source, Mapping):
+        data = _to_plain(OmegaConf.create(dict(source)), "model")
+    else:
+        raise BuilderError("model", [Problem("model", f"got a {type(source).__name__}", "give a path, a mapping or a DictConfig")])
+    places = places or Places()
+    subject = f"model {places.file or name or 'file'}"
+    problems = _override_args(data, args or {})
+    spec, found = read_spec(data)
+    raise_all(subject, [places.fill(problem) for problem in [*problems, *found]])
+    assert spec is not None, "a spec without problems"
+    return Loaded(spec, places, name or "model")
+
+
+def positions(file: Path) -> Places:
+    """The places of a file's keys."""
+    return Places(file.name, *_positions(_read_text(file)))
+
+
+def _override_args(data: dict[str, Any], args: Mapping[str, Any]) -> list[Problem]:
+    declared = data.get("args") or {}
+    if isinstance(declared, list):
+        declared = dict.fromkeys(declared, "???")
+    unknown = [name for name in args if name not in declared]
+    data["args"] = {**declared, **{name: value for name, value in args.items() if name in declared}}
+    return [Problem(f"args.{name}", f"the model has no argument {name!r}", did_you_mean(name, declared)) for name in unknown]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise BuilderError(f"model {path}", [Problem(str(path), f"the file is larger than {MAX_BYTES} bytes")])
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        reason = "no such file" if isinstance(err, FileNotFoundError) else str(err)
+        raise BuilderError(f"model {path}", [Problem(str(path), reason, did_you_mean(path.name, near))]) from err
+
+
+def _parse_yaml(text: str, file: str) -> dict[str, Any]:
+    try:
+        _bound_aliases(text)
+        if "${" in text and any(":" in part.split("}", 1)[0] for part in text.split("${")[1:]):
+            raise yaml.YAMLError("a resolver (`${name:...}`) is not allowed in a model file; use an `=` expression over args")
+        config = OmegaConf.create(text)
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as err:
+        mark = getattr(err, "problem_mark", None)
+        place = f"{file}:{mark.line + 1}" if mark else file
+        what = getattr(err, "problem", None) or str(err) or "nested too deeply"
+        raise BuilderError(f"model {file}", [Problem("yaml", str(what), "check indentation, colons and quotes", place)]) from err
+    if not isinstance(config, DictConfig):
+        raise BuilderError(f"model {file}", [Problem("model", "the file is not a mapping", "begin with `layers:`", file)])
+    return _to_plain(config, f"model {file}")
+
+
+def _bound_aliases(text: str) -> None:
+    """Refuses YAML whose aliases stand for more nodes than `MAX_NODES` (OmegaConf 2.3 has no limit)."""
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = []
+    total = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        size = 0
+        if isinstance(event, yaml.AliasEvent):
+            size = sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            size = 1
+            sizes[event.anchor or ""] = 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, 1))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_nodes.pop()
+            sizes[anchor or ""] = size
+        if len(open_nodes) > 100:
+            raise yaml.YAMLError("nested more than 100 deep")
+        if size and open_nodes:
+            anchor, inner = open_nodes[-1]
+            open_nodes[-1] = (anchor, inner + size)
+        total = max(total, size, open_nodes[-1][1] if open_nodes else 0)
+        if total > MAX_NODES:
+            raise yaml.YAMLError(f"aliases stand for more than {MAX_NODES} nodes")
+
+
+def _to_plain(config: DictConfig, subject: str) -> dict[str, Any]:
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as err:
+        address = str(getattr(err, "full_key", "") or "model")
+        raise BuilderError(subject, [Problem(address, str(err).splitlines()[0], "mend the interpolation")]) from err
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _positions(text: str) -> tuple[dict[str, int], dict[str, int]]:
+    """The line of every key, and the line on which its text begins."""
+    lines: dict[str, int] = {}
+    texts: dict[str, int] = {}
+
+    def walk(node: yaml.Node, address: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                inner = f"{address}.{key.value}" if address else str(key.value)
+                lines[inner] = key.start_mark.line + 1
+                block = isinstance(value, yaml.ScalarNode) and value.style in ("|", ">")
+                texts[inner] = value.start_mark.line + (2 if block else 1)
+                walk(value, inner)
+
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is not None:
+        walk(root, "")
+    return lines, texts

@@ -1,0 +1,101 @@
+"""The init policies by name: their arguments, and what they need of a parameter.
+
+The names and arguments are those of `torch.nn.init` without the underscore; torch itself is not needed to read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from builder.errors import Problem, did_you_mean
+
+NONLINEARITIES = (
+    "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "sigmoid", "tanh", "relu", "leaky_relu", "selu",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What an init policy takes and needs.
+
+    Attributes:
+        arguments: Its arguments with their defaults; `REQUIRED` marks those without.
+        needs_fans: Whether it scales by fan-in or fan-out.
+        min_ndim: Least number of dimensions of a parameter that it fills.
+        max_ndim: Greatest number, or None for any.
+        random: Whether it draws random numbers.
+    """
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    needs_fans: bool = False
+    min_ndim: int = 0
+    max_ndim: int | None = None
+    random: bool = True
+
+
+REQUIRED = object()
+_KAIMING = {"a": 0.0, "mode": "fan_in", "nonlinearity": "leaky_relu"}
+
+POLICIES: dict[str, Policy] = {
+    "uniform": Policy({"a": 0.0, "b": 1.0}),
+    "normal": Policy({"mean": 0.0, "std": 1.0}),
+    "trunc_normal": Policy({"mean": 0.0, "std": 1.0, "a": -2.0, "b": 2.0}),
+    "constant": Policy({"val": REQUIRED}, random=False),
+    "ones": Policy(random=False),
+    "zeros": Policy(random=False),
+    "eye": Policy(min_ndim=2, max_ndim=2, random=False),
+    "dirac": Policy({"groups": 1}, min_ndim=3, max_ndim=5, random=False),
+    "xavier_uniform": Policy({"gain": 1.0}, needs_fans=True, min_ndim=2),
+    "xavier_normal": Policy({"gain": 1.0}, needs_fans=True, min_ndim=2),
+    "kaiming_uniform": Policy(_KAIMING, needs_fans=True, min_ndim=2),
+    "kaiming_normal": Policy(_KAIMING, needs_fans=True, min_ndim=2),
+    "orthogonal": Policy({"gain": 1.0}, min_ndim=2),
+    "sparse": Policy({"sparsity": REQUIRED, "std": 0.01}, min_ndim=2, max_ndim=2),
+    "default": Policy(),
+    "values": Policy({"values": REQUIRED}, random=False),
+    "empty": Policy(random=False),
+}
+OWN = frozenset({"default", "values", "empty"})  # those that torch.nn.init does not have
+
+
+def check_policy(name: object, arguments: Mapping[str, Any], address: str) -> list[Problem]:
+    """What is wrong with a policy's name and arguments (values computed), at a dotted address."""
+    if name not in POLICIES:
+        return [Problem(f"{address}.policy", f"unknown policy {name!r}", did_you_mean(name, POLICIES, most=20))]
+    known = POLICIES[str(name)].arguments
+    problems = [
+        Problem(f"{address}.{key}", f"{name} has no argument {key!r}", did_you_mean(key, known) or f"{name} takes no arguments")
+        for key in arguments
+        if key not in known
+    ]
+    problems += [
+        Problem(f"{address}.{key}", f"{name} needs {key!r}", f"give {key}: ...")
+        for key, default in known.items()
+        if default is REQUIRED and key not in arguments
+    ]
+    for key, value in arguments.items():
+        if key in known:
+            problems += _check_argument(str(name), key, value, f"{address}.{key}")
+    return problems
+
+
+def _check_argument(policy: str, key: str, value: Any, address: str) -> list[Problem]:
+    if key == "values":
+        return []
+    choices = {"mode": ("fan_in", "fan_out"), "nonlinearity": NONLINEARITIES}.get(key)
+    if choices is not None:
+        return [] if value in choices else [Problem(address, f"unknown {key} {value!r}", did_you_mean(value, choices))]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return [Problem(address, f"{key} is a number, got {value!r}", "write 0.02, not text or a bool")]
+    if value != value or value in (float("inf"), float("-inf")):
+        return [Problem(address, f"{key} is {value}", "give a finite number")]
+    limits: dict[str, tuple[float, float, str]] = {
+        "std": (0.0, float("inf"), "zero or more"),
+        "sparsity": (0.0, 1.0, "from 0 to 1"),
+        "groups": (1, float("inf"), "one or more"),
+    }
+    low, high, words = limits.get(key, (float("-inf"), float("inf"), ""))
+    return [] if low <= value <= high else [Problem(address, f"{policy}: {key} is {value}", f"{key} is {words}")]
