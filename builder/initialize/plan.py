@@ -1,0 +1,219 @@
+"""Which rule decides which parameter, proved before any memory is spent.
+
+Precedence: the layer class's default < the layer's inline `init` < the model's rules < the scheme from outside; later
+rules win. A parameter that nothing decides, a rule that matches nothing or decides nothing, and a policy that does not
+fit its parameter are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from builder.errors import Problem, did_you_mean
+from builder.expand import Expansion
+from builder.freeze import check_matches
+from builder.initialize.draws import default_fill
+from builder.module import Entry
+from builder.names import Selector
+from builder.policies import POLICIES, check_policy
+from builder.spec import InitRule, PolicySpec
+
+RESET = "reset_parameters"  # the policy of a class that only its own reset_parameters knows how to fill
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What decides one parameter's initial values.
+
+    Attributes:
+        rule: The deciding rule, as the table shows it.
+        policy: Its policy; `default` is the layer class's own, `reset_parameters` the class's own method.
+        arguments: The policy's arguments, computed.
+        overrides: The rules that this one overrode, nearest last.
+    """
+
+    rule: str
+    policy: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass
+class _Candidate:
+    rule: str
+    address: str
+    policy: str
+    arguments: dict[str, Any]
+    matched: list[str] = field(default_factory=list)
+    outside: bool = False
+
+
+def plan_init(
+    module: nn.Module,
+    parameters: Sequence[Entry],
+    ties: Mapping[str, str],
+    expansion: Expansion,
+    scheme: Mapping[str, InitRule],
+    scheme_name: str,
+) -> tuple[dict[str, Decision], list[Problem]]:
+    """Owner name → decision for every parameter, and what is wrong with the rules."""
+    problems: list[Problem] = []
+    owned = [entry for entry in parameters if entry.name not in ties]
+    layers: dict[str, list[_Candidate]] = {entry.name: [] for entry in owned}
+    inline = _inline_candidates(parameters, expansion, problems)
+    for candidate in inline:
+        for name in candidate.matched:
+            if name in ties:
+                problems.append(Problem(candidate.address, f"{name!r} is tied to {ties[name]!r}", f"give {ties[name]!r} the init"))
+            elif name in layers:
+                layers[name].append(candidate)
+    rules = [*_rule_candidates(expansion.spec.init, "init.", "init.", expansion, parameters, ties, problems, outside=False)]
+    rules += _rule_candidates(scheme, "init.", f"{scheme_name}: ", expansion, parameters, ties, problems, outside=True)
+    for candidate in rules:
+        for name in candidate.matched:
+            if name in layers:
+                layers[name].append(candidate)
+    decisions: dict[str, Decision] = {}
+    for entry in owned:
+        decision, found = _decide(module, entry, layers[entry.name])
+        problems += found
+        if decision is not None:
+            decisions[entry.name] = decision
+    problems += _dead_rules(rules, layers)
+    return decisions, list(dict.fromkeys(problems))
+
+
+def _inline_candidates(parameters: Sequence[Entry], expansion: Expansion, problems: list[Problem]) -> list[_Candidate]:
+    found = []
+    for instance in expansion.instances:
+        init, address = instance.layer.init, f"{instance.address}.init"
+        own = [entry for entry in parameters if entry.instance is instance]
+        if init is None:
+            continue
+        if isinstance(init, PolicySpec):
+            if len(own) != 1:
+                locals_ = ", ".join(entry.name.removeprefix(f"{instance.path}.") for entry in own) or "none"
+                problems.append(Problem(address, f"the layer has {len(own)} parameters of its own: {locals_}", "say which: init: {weight: normal}"))
+                continue
+            named = {own[0].name: init}
+        else:
+            named = {f"{instance.path}.{local}": policy for local, policy in init.items()}
+        for name, policy in named.items():
+            local = name.removeprefix(f"{instance.path}.")
+            if name not in {entry.name for entry in own}:
+                known = [entry.name.removeprefix(f"{instance.path}.") for entry in own]
+                problems.append(Problem(f"{address}.{local}", f"the layer has no parameter {local!r}", did_you_mean(local, known)))
+                continue
+            where = address if isinstance(init, PolicySpec) else f"{address}.{local}"
+            arguments, wrong = _arguments(policy.policy, policy.arguments, instance.scope, where, expansion)
+            problems += wrong
+            if not wrong:
+                found.append(_Candidate(where, where, policy.policy, arguments, [name]))
+    return found
+
+
+def _rule_candidates(
+    rules: Mapping[str, InitRule],
+    section: str,
+    label: str,
+    expansion: Expansion,
+    parameters: Sequence[Entry],
+    ties: Mapping[str, str],
+    problems: list[Problem],
+    *,
+    outside: bool,
+) -> list[_Candidate]:
+    found = []
+    for name, rule in rules.items():
+        address = f"{section}{name}"
+        arguments, wrong = _arguments(rule.policy, rule.arguments, expansion.args, address, expansion)
+        matched = [entry.name for entry in parameters if rule.selects(entry)]
+        wrong += check_matches(address, rule, matched, ties, parameters)
+        problems += wrong
+        if not wrong:
+            found.append(_Candidate(f"{label}{name}", address, rule.policy, arguments, [n for n in matched if n not in ties], outside))
+    return found
+
+
+def _arguments(
+    policy: str, given: Mapping[str, Any], scope: Mapping[str, Any], address: str, expansion: Expansion
+) -> tuple[dict[str, Any], list[Problem]]:
+    before = len(expansion.problems)
+    values = {key: expansion.compute(value, scope, f"{address}.{key}") for key, value in given.items()}
+    wrong = expansion.problems[before:]
+    del expansion.problems[before:]
+    selector_keys = {field.alias or name for name, field in Selector.model_fields.items()}
+    known = selector_keys | set(POLICIES[policy].arguments) if policy in POLICIES else selector_keys
+    wrong = [*wrong, *(check_policy(policy, values, address) if not wrong else [])]
+    hinted = [
+        Problem(p.address, p.what, did_you_mean(p.address.rpartition(".")[2], known)) if "has no argument" in p.what else p for p in wrong
+    ]
+    return values, hinted
+
+
+def _decide(module: nn.Module, entry: Entry, candidates: Sequence[_Candidate]) -> tuple[Decision | None, list[Problem]]:
+    overrides = tuple(candidate.rule for candidate in candidates[:-1])
+    winner = candidates[-1] if candidates else None
+    if winner is not None and winner.policy == "default" and entry.kind == "Parameter":
+        inline = next((c for c in candidates if c.address == f"{entry.instance.address}.init" and c.policy != "default"), None)
+        if inline is None:
+            return None, [Problem(entry.name, f"{winner.rule} asks for the layer's default; a raw Parameter has none", "give it init: ...")]
+        winner = inline
+    if winner is None or winner.policy == "default":
+        rule = winner.rule if winner else ""
+        return _default(module, entry, rule, overrides)
+    problems = _fits(entry, winner)
+    return Decision(winner.rule, winner.policy, winner.arguments, overrides), problems
+
+
+def _default(module: nn.Module, entry: Entry, rule: str, overrides: tuple[str, ...]) -> tuple[Decision | None, list[Problem]]:
+    if entry.kind == "Parameter":
+        what = f"a raw Parameter of shape {entry.shape} without an init: it would hold whatever memory held"
+        return None, [Problem(entry.instance.address, what, "give it init: normal (or zeros, ones, values, ...), or a rule that matches it; policy `empty` asks for raw memory")]
+    owner = module.get_submodule(entry.owner)
+    label = f"{rule or 'default'} ({entry.kind})"
+    if default_fill(owner, entry.local, entry.shape) is not None:
+        return Decision(label, "default", {}, overrides), []
+    if callable(getattr(owner, "reset_parameters", None)):
+        return Decision(label, RESET, {}, overrides), []
+    return None, [Problem(entry.name, f"{entry.kind} has no default init that is known here", "give an init rule that matches it")]
+
+
+def _fits(entry: Entry, winner: _Candidate) -> list[Problem]:
+    policy = POLICIES[winner.policy]
+    shown = f"{winner.policy} cannot fill {entry.name!r} of shape {entry.shape}"
+    if entry.ndim < policy.min_ndim:
+        return [Problem(winner.address, f"{shown}: it needs {policy.min_ndim} dimensions", f"add min_ndim: {policy.min_ndim} to the rule, or use another policy")]
+    if policy.max_ndim is not None and entry.ndim > policy.max_ndim:
+        return [Problem(winner.address, f"{shown}: it takes at most {policy.max_ndim} dimensions", f"add max_ndim: {policy.max_ndim} to the rule")]
+    if policy.needs_fans and entry.kind == "Parameter" and not entry.instance.values.get("axes"):
+        what = f"{winner.policy} needs fan-in and fan-out, and raw Parameter {entry.name!r} of shape {entry.shape} does not say which axis is which"
+        return [Problem(winner.address, what, f"give {entry.instance.address} axes: [in, out] (for x @ W), or [out, in]")]
+    if winner.policy == "values":
+        return _values_fit(entry, winner)
+    return []
+
+
+def _values_fit(entry: Entry, winner: _Candidate) -> list[Problem]:
+    shape: list[int] = []
+    inner = winner.arguments["values"]
+    while isinstance(inner, list):
+        shape.append(len(inner))
+        inner = inner[0] if inner else None
+    if tuple(shape) != entry.shape:
+        return [Problem(f"{winner.address}.values", f"values of shape {tuple(shape)} for {entry.name!r} of shape {entry.shape}", "give nested lists of that shape")]
+    return []
+
+
+def _dead_rules(rules: Sequence[_Candidate], layers: Mapping[str, Sequence[_Candidate]]) -> list[Problem]:
+    problems = []
+    for rule in rules:
+        winners = [layers[name][-1] for name in rule.matched]
+        if not any(winner is rule for winner in winners) and not (not rule.outside and any(winner.outside for winner in winners)):
+            by = ", ".join(sorted({winner.rule for winner in winners}))
+            problems.append(Problem(rule.address, f"decides nothing: {by} decides all that it matches", "remove it, or put it after"))
+    return problems

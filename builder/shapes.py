@@ -1,0 +1,126 @@
+"""The dry run on meta: forward in train and in eval mode, before any memory is spent.
+
+Each symbolic dimension of `inputs` gets a prime of its own, so that two that differ cannot agree by accident. A
+mismatch is reported at the statement's file and line, with the layers in it and the shapes of their parameters.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from builder.errors import Problem
+from builder.expand import Expansion
+from builder.language import LanguageError, evaluate, is_expression
+from builder.load import Loaded
+from builder.module import origin_of, problem_of
+from builder.source import ModelSource
+from builder.spec import InputSpec
+
+PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)
+
+
+def example_inputs(loaded: Loaded, expansion: Expansion) -> dict[str, torch.Tensor] | None:
+    """Tensors on meta of the declared shapes, or None where an input has no shape.
+
+    Raises:
+        BuilderError: A shape is not made of sizes, expressions and names.
+    """
+    symbols: dict[str, int] = {}
+    problems: list[Problem] = []
+    tensors: dict[str, torch.Tensor] = {}
+    if not loaded.spec.inputs or any(spec.shape is None for spec in loaded.spec.inputs.values()):
+        return None
+    for name, spec in loaded.spec.inputs.items():
+        sizes = [_size(size, symbols, expansion, f"inputs.{name}.shape", problems) for size in spec.shape or ()]
+        if not problems:
+            tensors[name] = torch.empty(sizes, dtype=getattr(torch, spec.dtype), device="meta")
+    loaded.refuse(problems)
+    return tensors
+
+
+def _size(size: int | str, symbols: dict[str, int], expansion: Expansion, address: str, problems: list[Problem]) -> int:
+    value: Any = size
+    if is_expression(size):
+        try:
+            value = evaluate(str(size), expansion.args)
+        except LanguageError as err:
+            problems.append(Problem(address, err.what, err.hint))
+            return 1
+    elif isinstance(size, str):
+        if size not in symbols and len(symbols) < len(PRIMES):
+            symbols[size] = PRIMES[len(symbols)]
+        value = symbols.get(size, 31)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        problems.append(Problem(address, f"size {value!r}", "a whole number, an `=` expression, or a name such as batch"))
+        return 1
+    return value
+
+
+def check_shapes(loaded: Loaded, expansion: Expansion, source: ModelSource, module: nn.Module) -> None:
+    """Runs a module on meta in both modes.
+
+    Raises:
+        BuilderError: A statement of forward fails.
+    """
+    inputs = example_inputs(loaded, expansion)
+    if inputs is None:
+        return
+    for training in (True, False):
+        module.train(training)
+        try:
+            with torch.device("meta"), torch.no_grad():
+                output = module(**inputs)
+        except Exception as err:
+            raise_from_forward(err, loaded, source, module)
+        _check_output(output, loaded)
+    module.train()
+
+
+def raise_from_forward(err: Exception, loaded: Loaded, source: ModelSource, module: nn.Module) -> None:
+    """Raises what went wrong in forward as a `BuilderError` at the statement's own line."""
+    _, _, statement = origin_of(err, type(module), source)
+    hint = "\n".join(_layers_in(statement, module)) or "check the shapes of inputs and layers"
+    loaded.refuse([problem_of(err, type(module), source, loaded, hint)])
+
+
+def _layers_in(statement: str, module: nn.Module) -> list[str]:
+    """The layers that a statement names, with the shapes of their parameters."""
+    named = dict(module.named_parameters(remove_duplicate=False))
+    lines = []
+    for layer in dict.fromkeys(re.findall(r"self\.(\w+)", statement)):
+        shapes: dict[str, str] = {}
+        for name, parameter in named.items():
+            if re.search(rf"(^|\.){layer}(\.[^.]+)?$", name):
+                shapes.setdefault(name, f"{name} {tuple(parameter.shape)}")
+        lines += list(shapes.values())[:4]
+    return lines
+
+
+def _check_output(output: Any, loaded: Loaded) -> None:
+    leaves = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else [output]
+    if not all(isinstance(leaf, torch.Tensor | tuple | list | dict) for leaf in leaves):
+        loaded.refuse([Problem("forward", f"returns {type(output).__name__}", "return a tensor, a tuple or a dict of tensors")])
+
+
+def check_batch(loaded: Loaded, expansion: Expansion, name: str, spec: InputSpec, value: torch.Tensor) -> list[Problem]:
+    """What is wrong with one real input: its dimensions, and its range, as declared."""
+    problems: list[Problem] = []
+    if spec.shape is not None and len(spec.shape) != value.ndim:
+        problems.append(Problem(f"inputs.{name}", f"the batch has shape {tuple(value.shape)}, declared {list(spec.shape)}", "mend data or inputs"))
+    if spec.range is not None and value.numel():
+        low, high = (expansion_value(bound, expansion) for bound in spec.range)
+        least, most = value.min().item(), value.max().item()
+        if least < low or most >= high:
+            problems.append(
+                Problem(f"inputs.{name}.range", f"the batch holds values from {least} to {most}, declared {low} to below {high}", "mend the data, or the args that set the range")
+            )
+    return problems
+
+
+def expansion_value(value: Any, expansion: Expansion) -> Any:
+    """A literal, or the value of an expression over the model's args."""
+    return evaluate(value, expansion.args) if is_expression(value) else value

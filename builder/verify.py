@@ -1,0 +1,36 @@
+"""Invariants of a built module, callable at any time: after build, after load, after wrap.
+
+A broken invariant is reported by the parameter's name; a module that passes has real memory everywhere, its ties
+hold, and what was frozen is still frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import nn
+
+from builder.errors import Problem, raise_all
+
+
+def check_module(module: nn.Module, ties: Mapping[str, str], frozen: Iterable[str]) -> None:
+    """Checks that a module still is what its model file says.
+
+    Raises:
+        BuilderError: A parameter on meta, a broken tie, or a frozen parameter that requires a gradient.
+    """
+    raise_all("module", _broken(module, ties, frozen))
+
+
+def _broken(module: nn.Module, ties: Mapping[str, str], frozen: Iterable[str]) -> Iterator[Problem]:
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    tensors = {**parameters, **dict(module.named_buffers())}
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            yield Problem(name, "has no memory: it is on meta", "build the module with builder.build")
+    for target, owner in ties.items():
+        if parameters.get(target) is not parameters.get(owner):
+            yield Problem(target, f"is no longer tied to {owner!r}", "assign it again: a copy or a load has parted them")
+    for name in frozen:
+        if name in parameters and parameters[name].requires_grad:
+            yield Problem(name, "is frozen in the model file but requires a gradient", "leave requires_grad to the freeze rules")
