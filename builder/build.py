@@ -134,14 +134,20 @@ def build(
     return materialise(prove(source, args=args, init=init, freeze=freeze), seed=seed, rng=rng, device=device)
 
 
-def materialise(proof: Proof, *, seed: int = 0, rng: str = "keyed", device: str | torch.device | None = None) -> nn.Module:
+def materialise(
+    proof: Proof, *, seed: int = 0, rng: str = "keyed", device: str | torch.device | None = None
+) -> nn.Module:
     """The module of a proof, with memory and initial values."""
     if rng not in ("keyed", "torch"):
         raise BuilderError("build", [Problem("rng", f"unknown rng {rng!r}", "known: keyed, torch")])
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise BuilderError("build", [Problem("init_seed", f"seed {seed!r}", "a whole number, zero or more")])
     module = initialised(
-        lambda make: construct(proof.loaded, proof.source, proof.expansion.args, make), proof.decisions, proof.parameters, seed, rng
+        lambda make: construct(proof.loaded, proof.source, proof.expansion.args, make),
+        proof.decisions,
+        proof.parameters,
+        seed,
+        rng,
     )
     freeze_module(module, proof.frozen)
     check_module(module, proof.ties, proof.frozen)
@@ -157,7 +163,9 @@ def proof_of(module: nn.Module) -> Proof:
     """
     proof = module.__dict__.get("_builder_proof")
     if not isinstance(proof, Proof):
-        raise BuilderError("module", [Problem(type(module).__name__, "was not built by builder", "build it with builder.build(...)")])
+        raise BuilderError(
+            "module", [Problem(type(module).__name__, "was not built by builder", "build it with builder.build(...)")]
+        )
     return proof
 
 
@@ -167,7 +175,9 @@ def read_scheme(init: Scheme) -> dict[str, InitRule]:
         return {}
     if isinstance(init, str):
         if init not in POLICIES:
-            raise BuilderError("init", [Problem("init", f"unknown policy {init!r}", did_you_mean(init, POLICIES, most=20))])
+            raise BuilderError(
+                "init", [Problem("init", f"unknown policy {init!r}", did_you_mean(init, POLICIES, most=20))]
+            )
         return {init: InitRule(match="*", min_ndim=0 if init == "default" else 2, policy=init)}
     return _rules(init, InitRule, "init")
 
@@ -178,6 +188,9 @@ def read_freeze(rules: Mapping[str, Any]) -> dict[str, Selector]:
 
 
 def _rules(rules: Mapping[str, Any], kind: type[Rule], section: str) -> dict[str, Rule]:
+    if not isinstance(rules, Mapping):
+        what = f"got a {type(rules).__name__}"
+        raise BuilderError(section, [Problem(section, what, "give named rules: {NAME: {match: ..., ...}}")])
     found: dict[str, Rule] = {}
     problems: list[Problem] = []
     for name, rule in rules.items():

@@ -59,7 +59,9 @@ class Expansion:
         values: dict[str, Any] = {}
         for name, default in block.args.items():
             if name not in given and default == REQUIRED:
-                self.problems.append(Problem(f"{address}.{name}", f"argument {name!r} has no value", f"give {name}: ..."))
+                self.problems.append(
+                    Problem(f"{address}.{name}", f"argument {name!r} has no value", f"give {name}: ...")
+                )
             values[name] = given[name] if name in given else self.compute(default, values, f"{address}.{name}")
         return values
 
@@ -86,7 +88,9 @@ class Expansion:
                 if self.size > MAX_INSTANCES:
                     return
 
-    def _indices(self, layer: LayerSpec, scope: dict[str, Any], address: str) -> Iterator[tuple[int | None, dict[str, Any]]]:
+    def _indices(
+        self, layer: LayerSpec, scope: dict[str, Any], address: str
+    ) -> Iterator[tuple[int | None, dict[str, Any]]]:
         if layer.repeat is None:
             yield None, scope
             return
@@ -95,7 +99,9 @@ class Expansion:
         if len(self.problems) > before:
             return
         if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MAX_REPEAT:
-            self.problems.append(Problem(f"{address}.repeat", f"got {count!r}", f"a whole number from 0 to {MAX_REPEAT}"))
+            self.problems.append(
+                Problem(f"{address}.repeat", f"got {count!r}", f"a whole number from 0 to {MAX_REPEAT}")
+            )
             return
         for index in range(count):
             yield index, {**scope, "i": index}
@@ -114,14 +120,19 @@ class Expansion:
         if block is None:
             return
         if layer.kind in inside:
-            self.problems.append(Problem(address, f"block {layer.kind!r} contains itself", "blocks cannot recurse; use repeat"))
+            self.problems.append(
+                Problem(address, f"block {layer.kind!r} contains itself", "blocks cannot recurse; use repeat")
+            )
             return
         unknown = [key for key in values if key not in block.args]
         self.problems += [
-            Problem(f"{address}.{key}", f"block {layer.kind!r} has no argument {key!r}", did_you_mean(key, block.args)) for key in unknown
+            Problem(f"{address}.{key}", f"block {layer.kind!r} has no argument {key!r}", did_you_mean(key, block.args))
+            for key in unknown
         ]
         missing = [key for key, value in block.args.items() if value == REQUIRED and key not in values]
-        self.problems += [Problem(address, f"block {layer.kind!r} needs {key!r}", f"give {key}: ...") for key in missing]
+        self.problems += [
+            Problem(address, f"block {layer.kind!r} needs {key!r}", f"give {key}: ...") for key in missing
+        ]
         if not unknown and not missing:
             inner = self._arguments(block, values, f"blocks.{layer.kind}.args")
             self._enter(block, inner, f"{path}.", f"blocks.{layer.kind}.", (*inside, layer.kind))

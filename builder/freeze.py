@@ -15,7 +15,9 @@ from builder.module import Entry
 from builder.names import Selector
 
 
-def plan_freeze(rules: Mapping[str, Selector], parameters: Sequence[Entry], ties: Mapping[str, str]) -> tuple[dict[str, str], list[Problem]]:
+def plan_freeze(
+    rules: Mapping[str, Selector], parameters: Sequence[Entry], ties: Mapping[str, str]
+) -> tuple[dict[str, str], list[Problem]]:
     """Owner name → the rule that freezes it, and what is wrong with the rules."""
     frozen: dict[str, str] = {}
     problems: list[Problem] = []
@@ -23,6 +25,9 @@ def plan_freeze(rules: Mapping[str, Selector], parameters: Sequence[Entry], ties
         chosen = [entry.name for entry in parameters if rule.selects(entry)]
         owned = [chosen_name for chosen_name in chosen if chosen_name not in ties]
         problems += check_matches(f"freeze.{name}", rule, chosen, ties, parameters)
+        if owned and all(owner in frozen for owner in owned):
+            by = ", ".join(sorted({frozen[owner] for owner in owned}))
+            problems.append(Problem(f"freeze.{name}", f"decides nothing: {by} froze all that it matches", "remove it"))
         for owner in owned:
             frozen.setdefault(owner, f"freeze.{name}")
     return frozen, problems
@@ -37,7 +42,9 @@ def check_matches(
         return [Problem(address, f"matches no parameter: {describe(rule)}", f"the model has: {shown}")]
     if all(name in ties for name in chosen):
         owner = ties[chosen[0]]
-        return [Problem(address, f"{chosen[0]!r} is tied to {owner!r}, which owns the values", f"address {owner!r} instead")]
+        return [
+            Problem(address, f"{chosen[0]!r} is tied to {owner!r}, which owns the values", f"address {owner!r} instead")
+        ]
     return []
 
 

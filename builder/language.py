@@ -20,7 +20,8 @@ from builder.errors import did_you_mean
 MAX_TEXT = 20_000  # characters of one expression or forward
 MAX_DEPTH = 100  # nesting of one expression
 MAX_BITS = 256  # of an integer that an expression may give
-MAX_ITEMS = 10_000  # of a list, string or range that an expression may give
+MAX_ITEMS = 10_000  # of a list, string or range that an expression may give, those of inner lists included
+MAX_STEPS = 100_000  # of the evaluation of one expression
 
 MATH = frozenset("ceil cos erf exp floor isqrt log log10 log2 pi prod sin sqrt tan tanh".split())
 BUILTINS = frozenset("abs bool dict enumerate float int len list max min range round sum tuple zip".split())
@@ -64,6 +65,14 @@ METHODS = frozenset(
     """.split()
 )
 ATTRIBUTES = frozenset("shape dtype device ndim T mT real imag".split())
+LAYER_ATTRIBUTES = frozenset(  # of the layers of torch.nn: parameters, buffers and sizes, and no method
+    """
+    bias bias_hh bias_ih bias_k bias_v embedding_dim embed_dim eps head_dim hidden_size in_channels in_features
+    in_proj_bias in_proj_weight input_size k_proj_weight normalized_shape num_embeddings num_features num_heads
+    num_layers out_channels out_features out_proj padding_idx q_proj_weight running_mean running_var v_proj_weight
+    weight weight_hh weight_ih
+    """.split()
+)
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -74,7 +83,11 @@ _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
 }
-_UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Not: operator.not_}
+_UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+    ast.Not: operator.not_,
+}
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
@@ -110,6 +123,9 @@ _EXPRESSIONS = (
 _STATEMENTS = (ast.Assign, ast.AugAssign, ast.For, ast.If, ast.Return)
 
 
+RESERVED = frozenset({"self", "super", "torch", "nn", "F", "math", "range", "enumerate"})  # what generated source reads
+
+
 class LanguageError(Exception):
     """A piece of text that the language refuses; carries the line within the text (from 1) and a remedy."""
 
@@ -127,12 +143,14 @@ class Scope:
         tensors: Inputs and other values that are tensors, or functions given by the caller (`model`).
         members: Layers, parameters and buffers, as the generated code spells them (`self.wte`).
         buffers: The members that may be assigned to.
+        parts: Names that may be read from a member (`h[0].attn`): the layers and buffers of the file's blocks.
     """
 
     arguments: Mapping[str, str] = field(default_factory=dict)
     tensors: Mapping[str, str] = field(default_factory=dict)
     members: Mapping[str, str] = field(default_factory=dict)
     buffers: frozenset[str] = frozenset()
+    parts: frozenset[str] = frozenset()
 
     def names(self) -> set[str]:
         """All names that text in this scope may read, the functions left out."""
@@ -216,6 +234,12 @@ def _check_node(node: ast.AST, depth: int, *, statements: bool) -> None:
         raise LanguageError("`**` and underscore keywords are not part of the language", line)
     if isinstance(node, ast.Constant) and not isinstance(node.value, bool | int | float | str | None | type(...)):
         raise LanguageError(f"constant {node.value!r} is not part of the language", line)
+    if isinstance(node, ast.Dict) and None in node.keys:
+        raise LanguageError("`**` is not part of the language", line)
+    if isinstance(node, ast.comprehension) and node.is_async:
+        raise LanguageError("`async` is not part of the language", line)
+    if isinstance(node, ast.For) and node.orelse:
+        raise LanguageError("`else` of a for", line, "write what follows the loop after it")
     if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
         raise LanguageError("assignment to an index", line, "use where(...), masked_fill or a buffer")
     if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -223,7 +247,13 @@ def _check_node(node: ast.AST, depth: int, *, statements: bool) -> None:
 
 
 def _describe(node: ast.AST) -> str:
-    words = {"Lambda": "lambda", "NamedExpr": "`:=`", "JoinedStr": "an f-string", "Starred": "`*`", "Expr": "a bare expression"}
+    words = {
+        "Lambda": "lambda",
+        "NamedExpr": "`:=`",
+        "JoinedStr": "an f-string",
+        "Starred": "`*`",
+        "Expr": "a bare expression",
+    }
     kind = type(node).__name__
     return words.get(kind, f"`{kind}`")
 
@@ -259,50 +289,98 @@ def evaluate(expression: ast.expr | str, values: Mapping[str, Any]) -> Any:
     """
     tree = parse_expression(expression) if isinstance(expression, str) else expression
     try:
-        return _evaluate(tree, values)
+        return _Evaluation().value(tree, values)
     except (ArithmeticError, TypeError, ValueError, IndexError, KeyError) as err:
         raise LanguageError(f"{ast.unparse(tree)}: {err}") from err
 
 
-def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
-    match node:
-        case ast.Constant():
-            return node.value
-        case ast.Name():
-            return _value_of(node, values)
-        case ast.BinOp():
-            return _binary(type(node.op), _evaluate(node.left, values), _evaluate(node.right, values))
-        case ast.UnaryOp():
-            if type(node.op) not in _UNARY:
-                raise LanguageError("operator `~` is for tensors")
-            return _UNARY[type(node.op)](_evaluate(node.operand, values))
-        case ast.BoolOp():
-            stop = isinstance(node.op, ast.Or)
-            result = None
-            for part in node.values:
-                result = _evaluate(part, values)
-                if bool(result) == stop:
-                    break
-            return result
-        case ast.Compare():
-            left = _evaluate(node.left, values)
-            for op, right_node in zip(node.ops, node.comparators, strict=True):
-                right = _evaluate(right_node, values)
-                if not _COMPARE[type(op)](left, right):
-                    return False
-                left = right
-            return True
-        case ast.IfExp():
-            return _evaluate(node.body if _evaluate(node.test, values) else node.orelse, values)
-        case ast.Tuple() | ast.List():
-            return [_evaluate(item, values) for item in node.elts]
-        case ast.Subscript():
-            return _evaluate(node.value, values)[_index(node.slice, values)]
-        case ast.ListComp():
-            return _bounded(_comprehend(node.elt, node.generators, values))
-        case ast.Call():
-            return _call(node, values)
-    raise LanguageError(f"{ast.unparse(node)}: only numbers, lists and arguments may stand here")
+class _Evaluation:
+    """One evaluation, and the steps that it has taken; a loop cannot take more than `MAX_STEPS`."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def spend(self, steps: int) -> None:
+        self.steps += steps
+        if self.steps > MAX_STEPS:
+            raise LanguageError(f"takes more than {MAX_STEPS} steps", hint="compute less")
+
+    def value(self, node: ast.expr, values: Mapping[str, Any]) -> Any:
+        self.spend(1)
+        match node:
+            case ast.Constant():
+                return node.value
+            case ast.Name():
+                return _value_of(node, values)
+            case ast.BinOp():
+                result = _binary(type(node.op), self.value(node.left, values), self.value(node.right, values))
+                self.spend(_weight(result))
+                return result
+            case ast.UnaryOp():
+                if type(node.op) not in _UNARY:
+                    raise LanguageError("operator `~` is for tensors")
+                return _UNARY[type(node.op)](self.value(node.operand, values))
+            case ast.BoolOp():
+                stop = isinstance(node.op, ast.Or)
+                result = None
+                for part in node.values:
+                    result = self.value(part, values)
+                    if bool(result) == stop:
+                        break
+                return result
+            case ast.Compare():
+                left = self.value(node.left, values)
+                for op, right_node in zip(node.ops, node.comparators, strict=True):
+                    right = self.value(right_node, values)
+                    if not _COMPARE[type(op)](left, right):
+                        return False
+                    left = right
+                return True
+            case ast.IfExp():
+                return self.value(node.body if self.value(node.test, values) else node.orelse, values)
+            case ast.Tuple() | ast.List():
+                return [self.value(item, values) for item in node.elts]
+            case ast.Subscript():
+                return self.value(node.value, values)[self.index(node.slice, values)]
+            case ast.ListComp():
+                return _bounded(self.comprehend(node.elt, node.generators, values))
+            case ast.Call():
+                return self.call(node, values)
+        raise LanguageError(f"{ast.unparse(node)}: only numbers, lists and arguments may stand here")
+
+    def index(self, node: ast.expr, values: Mapping[str, Any]) -> Any:
+        if isinstance(node, ast.Slice):
+            parts = (node.lower, node.upper, node.step)
+            return slice(*(None if part is None else self.value(part, values) for part in parts))
+        return self.value(node, values)
+
+    def comprehend(
+        self, element: ast.expr, generators: list[ast.comprehension], values: Mapping[str, Any]
+    ) -> list[Any]:
+        first, rest = generators[0], generators[1:]
+        found: list[Any] = []
+        for item in self.value(first.iter, values):
+            inner = {**values, **_bind(first.target, item)}
+            if all(self.value(test, inner) for test in first.ifs):
+                found.extend(self.comprehend(element, rest, inner) if rest else [self.value(element, inner)])
+        return found
+
+    def call(self, node: ast.Call, values: Mapping[str, Any]) -> Any:
+        name = _function_name(node.func)
+        if name not in MATH | BUILTINS or name == "pi":
+            raise LanguageError(f"unknown function {name!r}", hint=did_you_mean(name, MATH | BUILTINS))
+        if node.keywords:
+            raise LanguageError(f"{name}: keywords are not allowed here")
+        arguments = [self.value(argument, values) for argument in node.args]
+        self.spend(sum(map(_weight, arguments)))
+        if name == "range":
+            if len(range(*arguments)) > MAX_ITEMS:
+                raise LanguageError(f"range of more than {MAX_ITEMS} items")
+            self.spend(len(range(*arguments)))
+            return list(range(*arguments))
+        if name in ("zip", "enumerate"):
+            return _bounded([list(item) for item in {"zip": zip, "enumerate": enumerate}[name](*arguments)])
+        return _bounded(_FUNCTIONS[name](*arguments))
 
 
 def _value_of(node: ast.Name, values: Mapping[str, Any]) -> Any:
@@ -311,13 +389,6 @@ def _value_of(node: ast.Name, values: Mapping[str, Any]) -> Any:
     if node.id == "pi":
         return math.pi
     raise LanguageError(f"unknown name {node.id!r}", hint=did_you_mean(node.id, {*values, *MATH, *BUILTINS}))
-
-
-def _index(node: ast.expr, values: Mapping[str, Any]) -> Any:
-    if isinstance(node, ast.Slice):
-        parts = (node.lower, node.upper, node.step)
-        return slice(*(None if part is None else _evaluate(part, values) for part in parts))
-    return _evaluate(node, values)
 
 
 def _binary(op: type[ast.operator], left: Any, right: Any) -> Any:
@@ -338,20 +409,27 @@ def _binary(op: type[ast.operator], left: Any, right: Any) -> Any:
 def _bounded(value: Any) -> Any:
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
         raise LanguageError(f"a number of more than {MAX_BITS} bits")
-    if isinstance(value, str | list) and len(value) > MAX_ITEMS:
+    if _weight(value) > MAX_ITEMS:
         raise LanguageError(f"more than {MAX_ITEMS} items")
     return value
 
 
-def _comprehend(element: ast.expr, generators: list[ast.comprehension], values: Mapping[str, Any]) -> list[Any]:
-    first, rest = generators[0], generators[1:]
-    found: list[Any] = []
-    for item in _evaluate(first.iter, values):
-        inner = {**values, **_bind(first.target, item)}
-        if all(_evaluate(test, inner) for test in first.ifs):
-            found.extend(_comprehend(element, rest, inner) if rest else [_evaluate(element, inner)])
-        _bounded(found)
-    return found
+def _weight(value: Any) -> int:
+    """The items of a value, those of inner lists included; counting stops above `MAX_ITEMS`."""
+    if not isinstance(value, list):
+        return len(value) if isinstance(value, str) else 1
+    count = len(value)
+    for item in value:
+        if count > MAX_ITEMS:
+            break
+        count += _weight(item) if isinstance(item, str | list) else 0
+    return count
+
+
+def _round(value: Any, digits: int = 0) -> Any:
+    if abs(digits) > MAX_BITS:  # an int to a negative digit costs memory for each
+        raise LanguageError(f"round to {digits} digits", hint=f"at most {MAX_BITS}")
+    return round(value, digits) if digits else round(value)
 
 
 def _bind(target: ast.expr, item: Any) -> dict[str, Any]:
@@ -361,26 +439,10 @@ def _bind(target: ast.expr, item: Any) -> dict[str, Any]:
     return {k: v for part, value in zip(target.elts, item, strict=True) for k, v in _bind(part, value).items()}
 
 
-def _call(node: ast.Call, values: Mapping[str, Any]) -> Any:
-    name = _function_name(node.func)
-    if name not in MATH | BUILTINS or name == "pi":
-        raise LanguageError(f"unknown function {name!r}", hint=did_you_mean(name, MATH | BUILTINS))
-    if node.keywords:
-        raise LanguageError(f"{name}: keywords are not allowed here")
-    arguments = [_evaluate(argument, values) for argument in node.args]
-    if name == "range":
-        if len(range(*arguments)) > MAX_ITEMS:
-            raise LanguageError(f"range of more than {MAX_ITEMS} items")
-        return list(range(*arguments))
-    if name in ("zip", "enumerate"):
-        return [list(item) for item in {"zip": zip, "enumerate": enumerate}[name](*arguments)]
-    return _bounded(_FUNCTIONS[name](*arguments))
-
-
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(math, name) for name in MATH - {"pi"}},
     "abs": abs, "bool": bool, "float": float, "int": int, "len": len, "list": list, "max": max, "min": min,
-    "round": round, "sum": sum, "tuple": list, "dict": dict,
+    "round": _round, "sum": sum, "tuple": list, "dict": dict,
 }  # fmt: skip
 
 
@@ -430,7 +492,9 @@ class Renderer(ast.NodeTransformer):
                     yield from self.statements(statement.body, indent + 1)
                 case ast.If():
                     if not self._is_plain(statement.test):
-                        raise LanguageError("`if` on a tensor", line, "use where(condition, a, b); `if` is for `training` and arguments")
+                        raise LanguageError(
+                            "`if` on a tensor", line, "use where(condition, a, b); `if` is for `training` and arguments"
+                        )
                     yield line, f"{pad}if {self.expression(statement.test)}:"
                     yield from self.statements(statement.body, indent + 1)
                     if statement.orelse:
@@ -440,7 +504,8 @@ class Renderer(ast.NodeTransformer):
     def _assignment(self, statement: ast.Assign | ast.AugAssign) -> str:
         if isinstance(statement, ast.AugAssign):
             assert isinstance(statement.target, ast.Name)
-            right: ast.expr = ast.BinOp(ast.Name(statement.target.id, ast.Load()), statement.op, statement.value)
+            read = ast.copy_location(ast.Name(statement.target.id, ast.Load()), statement.target)
+            right: ast.expr = ast.BinOp(read, statement.op, statement.value)
             left: ast.expr = statement.target
         else:
             if len(statement.targets) > 1:
@@ -456,6 +521,10 @@ class Renderer(ast.NodeTransformer):
 
     def _bind(self, target: ast.expr, *, plain: bool) -> None:
         for name in targets(target):
+            if name in RESERVED:
+                raise LanguageError(
+                    f"{name!r} has a meaning in the generated source", target.lineno, "use another name"
+                )
             if name in self.scope.members or name in self.scope.arguments:
                 raise LanguageError(f"{name!r} names a layer, parameter or argument", target.lineno, "use another name")
             self.locals.add(name)
@@ -480,6 +549,13 @@ class Renderer(ast.NodeTransformer):
             raise LanguageError(f"function {name!r} is not called", node.lineno, f"write {name}(...)")
         raise self._unknown(node)
 
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        """Arithmetic; what is made of constants alone is bounded as in an `=` expression."""
+        if isinstance(node.op, ast.Pow | ast.Mult) and not names_read(node):
+            evaluate(node, {})
+        self.generic_visit(node)
+        return node
+
     def visit_Call(self, node: ast.Call) -> ast.AST:
         """A call of a function of the allow-list, of a layer, or of a tensor method."""
         function = node.func
@@ -497,7 +573,7 @@ class Renderer(ast.NodeTransformer):
         """`.shape` and the like of a tensor, or a parameter of a layer (`wte.weight`)."""
         if isinstance(node.value, ast.Name) and node.value.id == "math" and node.attr in MATH | {"inf"}:
             return ast.parse(f"math.{node.attr}", mode="eval").body
-        if node.attr not in ATTRIBUTES and not self._is_member(node.value):
+        if node.attr not in ATTRIBUTES and not self._is_part(node):
             raise LanguageError(
                 f"attribute {node.attr!r} is not part of the language", node.lineno, did_you_mean(node.attr, ATTRIBUTES)
             )
@@ -517,7 +593,12 @@ class Renderer(ast.NodeTransformer):
         name = function.id
         if name in BUILTINS and (plain or name not in TORCH):
             return function
-        for module, known in (("math", MATH if plain else frozenset()), ("torch", TORCH), ("F", FUNCTIONAL), ("math", MATH)):
+        for module, known in (
+            ("math", MATH if plain else frozenset()),
+            ("torch", TORCH),
+            ("F", FUNCTIONAL),
+            ("math", MATH),
+        ):
             if name in known:
                 return ast.parse(f"{module}.{name}", mode="eval").body
         if name in BUILTINS:
@@ -525,14 +606,27 @@ class Renderer(ast.NodeTransformer):
         raise self._unknown(function)
 
     def _method(self, function: ast.Attribute) -> ast.expr:
-        if isinstance(function.value, ast.Name) and function.value.id in ("math", "linalg") and not self._is_bound(function.value.id):
+        if (
+            isinstance(function.value, ast.Name)
+            and function.value.id in ("math", "linalg")
+            and not self._is_bound(function.value.id)
+        ):
             if function.value.id == "math" and function.attr in MATH:
                 return function
-            if function.value.id == "linalg" and function.attr in ("norm", "vector_norm", "matrix_norm", "inv", "solve", "det"):
+            if function.value.id == "linalg" and function.attr in (
+                "norm",
+                "vector_norm",
+                "matrix_norm",
+                "inv",
+                "solve",
+                "det",
+            ):
                 return ast.parse(f"torch.linalg.{function.attr}", mode="eval").body
-        if function.attr not in METHODS and not self._is_member(function.value):
+        if function.attr not in METHODS and not self._is_part(function):
             raise LanguageError(
-                f"method {function.attr!r} is not part of the language", function.lineno, did_you_mean(function.attr, METHODS)
+                f"method {function.attr!r} is not part of the language",
+                function.lineno,
+                did_you_mean(function.attr, METHODS),
             )
         function.value = self.visit(function.value)
         return function
@@ -540,8 +634,12 @@ class Renderer(ast.NodeTransformer):
     def _is_bound(self, name: str) -> bool:
         return name in self.locals or name in self.scope.names()
 
-    def _is_member(self, node: ast.expr) -> bool:
+    def _is_part(self, attribute: ast.Attribute) -> bool:
+        """Whether an attribute is a part of a layer, rather than a method that could change the model or leave it."""
+        node: ast.expr = attribute
         while isinstance(node, ast.Attribute | ast.Subscript):
+            if isinstance(node, ast.Attribute) and node.attr not in LAYER_ATTRIBUTES | self.scope.parts:
+                return False
             node = node.value
         return isinstance(node, ast.Name) and node.id in self.scope.members and node.id not in self.scope.buffers
 

@@ -6,7 +6,7 @@ Aliases are bounded before anything is expanded, and resolvers (`${oc.env:...}`)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,9 @@ class Loaded:
         raise_all(self.subject, [self.places.fill(problem) for problem in problems])
 
 
-def load(source: Source, args: Mapping[str, Any] | None = None, *, places: Places | None = None, name: str = "") -> Loaded:
+def load(
+    source: Source, args: Mapping[str, Any] | None = None, *, places: Places | None = None, name: str = ""
+) -> Loaded:
     """Reads a model file, or takes one that was read already; the source is not changed.
 
     Args:
@@ -94,16 +96,16 @@ def load(source: Source, args: Mapping[str, Any] | None = None, *, places: Place
         BuilderError: The file is missing, is not YAML, or is not a model.
     """
     if isinstance(source, str | Path):
-        path = Path(source)
-        text = _read_text(path)
-        data, places = _parse_yaml(text, path.name), Places(path.name, *_positions(text))
-        name = name or path.stem
+        data, places = read_file(source)
+        name = name or Path(source).stem
     elif isinstance(source, DictConfig):
         data = _to_plain(source, "model")
     elif isinstance(source, Mapping):
-        data = _to_plain(OmegaConf.create(dict(source)), "model")
+        data = _to_plain(_as_config(source), "model")
     else:
-        raise BuilderError("model", [Problem("model", f"got a {type(source).__name__}", "give a path, a mapping or a DictConfig")])
+        raise BuilderError(
+            "model", [Problem("model", f"got a {type(source).__name__}", "give a path, a mapping or a DictConfig")]
+        )
     places = places or Places()
     subject = f"model {places.file or name or 'file'}"
     problems = _override_args(data, args or {})
@@ -113,6 +115,35 @@ def load(source: Source, args: Mapping[str, Any] | None = None, *, places: Place
     return Loaded(spec, places, name or "model")
 
 
+def read_file(file: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Places]:
+    """The plain data of a model file with `key=value` overrides, and the places of its keys.
+
+    Raises:
+        BuilderError: The file is missing or is not YAML, or an override is not `key=value`.
+    """
+    path = Path(file)
+    text = _read_text(path)
+    data = _parse_yaml(text, path.name)
+    places = Places(path.name, *_positions(text), {text.partition("=")[0]: text for text in overrides})
+    wrong = [
+        Problem(text, "is not an override", "write key=value, as in args.d=128")
+        for text in overrides
+        if not text.partition("=")[1]
+    ]
+    raise_all("overrides", wrong)
+    if overrides:
+        try:
+            data = _to_plain(
+                OmegaConf.merge(OmegaConf.create(data), OmegaConf.from_dotlist(list(overrides))), f"model {path.name}"
+            )
+        except (OmegaConfBaseException, yaml.YAMLError) as err:
+            raise BuilderError(
+                "overrides",
+                [Problem(" ".join(overrides), str(err).splitlines()[0], "write key=value, as in args.d=128")],
+            ) from err
+    return data, places
+
+
 def positions(file: Path) -> Places:
     """The places of a file's keys."""
     return Places(file.name, *_positions(_read_text(file)))
@@ -120,11 +151,15 @@ def positions(file: Path) -> Places:
 
 def _override_args(data: dict[str, Any], args: Mapping[str, Any]) -> list[Problem]:
     declared = data.get("args") or {}
-    if isinstance(declared, list):
+    if isinstance(declared, list) and all(isinstance(name, str) for name in declared):
         declared = dict.fromkeys(declared, "???")
+    if not isinstance(declared, Mapping):
+        return []  # the spec says what is wrong with it
     unknown = [name for name in args if name not in declared]
     data["args"] = {**declared, **{name: value for name, value in args.items() if name in declared}}
-    return [Problem(f"args.{name}", f"the model has no argument {name!r}", did_you_mean(name, declared)) for name in unknown]
+    return [
+        Problem(f"args.{name}", f"the model has no argument {name!r}", did_you_mean(name, declared)) for name in unknown
+    ]
 
 
 def _read_text(path: Path) -> str:
@@ -141,16 +176,18 @@ def _read_text(path: Path) -> str:
 def _parse_yaml(text: str, file: str) -> dict[str, Any]:
     try:
         _bound_aliases(text)
-        if "${" in text and any(":" in part.split("}", 1)[0] for part in text.split("${")[1:]):
-            raise yaml.YAMLError("a resolver (`${name:...}`) is not allowed in a model file; use an `=` expression over args")
         config = OmegaConf.create(text)
     except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as err:
         mark = getattr(err, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark else file
         what = getattr(err, "problem", None) or str(err) or "nested too deeply"
-        raise BuilderError(f"model {file}", [Problem("yaml", str(what), "check indentation, colons and quotes", place)]) from err
+        raise BuilderError(
+            f"model {file}", [Problem("yaml", str(what), "check indentation, colons and quotes", place)]
+        ) from err
     if not isinstance(config, DictConfig):
-        raise BuilderError(f"model {file}", [Problem("model", "the file is not a mapping", "begin with `layers:`", file)])
+        raise BuilderError(
+            f"model {file}", [Problem("model", "the file is not a mapping", "begin with `layers:`", file)]
+        )
     return _to_plain(config, f"model {file}")
 
 
@@ -162,7 +199,7 @@ def _bound_aliases(text: str) -> None:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         size = 0
         if isinstance(event, yaml.AliasEvent):
-            size = sizes.get(event.anchor, 1)
+            size = sizes.get(event.anchor or "", 1)
         elif isinstance(event, yaml.ScalarEvent):
             size = 1
             sizes[event.anchor or ""] = 1
@@ -181,7 +218,28 @@ def _bound_aliases(text: str) -> None:
             raise yaml.YAMLError(f"aliases stand for more than {MAX_NODES} nodes")
 
 
+def _as_config(source: Mapping[str, Any]) -> DictConfig:
+    try:
+        return OmegaConf.create(dict(source))
+    except OmegaConfBaseException as err:
+        address = str(getattr(err, "full_key", "") or "model")
+        raise BuilderError("model", [Problem(address, str(err).splitlines()[0], "a model is plain data")]) from err
+
+
+def _resolvers(data: Any, address: str = "") -> list[Problem]:
+    """Every `${name:...}` in unresolved data: a resolver runs a function, and a model file is data."""
+    if isinstance(data, Mapping):
+        return [p for key, item in data.items() for p in _resolvers(item, f"{address}.{key}".lstrip("."))]
+    if isinstance(data, list):
+        return [p for i, item in enumerate(data) for p in _resolvers(item, f"{address}.{i}")]
+    if isinstance(data, str) and any(":" in part.split("}", 1)[0] for part in data.split("${")[1:]):
+        what = f"a resolver is not allowed in a model file: {data.splitlines()[0]!r}"
+        return [Problem(address or "model", what, "use an `=` expression over args")]
+    return []
+
+
 def _to_plain(config: DictConfig, subject: str) -> dict[str, Any]:
+    raise_all(subject, _resolvers(OmegaConf.to_container(config, resolve=False)))
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as err:

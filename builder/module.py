@@ -26,7 +26,16 @@ from builder.load import Loaded
 from builder.source import ModelSource
 from builder.spec import ModelSpec
 
-_CONTAINERS = {"Module", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "Sequential", "Container", "DataParallel"}
+_CONTAINERS = {
+    "Module",
+    "ModuleList",
+    "ModuleDict",
+    "ParameterList",
+    "ParameterDict",
+    "Sequential",
+    "Container",
+    "DataParallel",
+}
 KINDS: dict[str, type[nn.Module]] = {
     name: value
     for name, value in vars(nn).items()
@@ -47,7 +56,14 @@ _POSITIVE = frozenset(
 
 def check_kinds(spec: ModelSpec, expansion: Expansion) -> list[Problem]:
     """What is wrong with the kinds of a model's layers and with their arguments."""
-    problems = [Problem(f"blocks.{name}", f"block {name!r} hides torch.nn.{name}", "rename it") for name in spec.blocks if name in KINDS]
+    problems = [
+        Problem(f"blocks.{name}", f"block {name!r} hides torch.nn.{name}", "rename it")
+        for name in spec.blocks
+        if name in KINDS
+    ]
+    problems += [Problem("blocks.Parameter", "block 'Parameter' hides the raw Parameter", "rename it")] * (
+        "Parameter" in spec.blocks
+    )
     for instance in expansion.instances:
         kind, address = instance.layer.kind, instance.address
         if kind in spec.blocks:
@@ -75,17 +91,24 @@ def _check_parameter(instance: Instance) -> Iterator[Problem]:
     if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
         yield Problem(f"{instance.address}.shape", f"shape is {shape!r}", "a list of whole numbers above zero")
         return
-    if axes is None:
-        return
-    if not isinstance(axes, list) or len(axes) != len(shape) or axes.count("in") != 1 or axes.count("out") != 1 or set(axes) - {"in", "out", "field"}:
-        yield Problem(f"{instance.address}.axes", f"axes {axes!r} for shape {shape}", "name each axis: one `in`, one `out`, the others `field`")
-    dtype = instance.values.get("dtype")
-    if dtype is not None and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
-        yield Problem(f"{instance.address}.dtype", f"unknown dtype {dtype!r}", "float32, float64, bfloat16, ...")
+    if axes is not None and (
+        not isinstance(axes, list)
+        or len(axes) != len(shape)
+        or axes.count("in") != 1
+        or axes.count("out") != 1
+        or set(axes) - {"in", "out", "field"}
+    ):
+        yield Problem(
+            f"{instance.address}.axes",
+            f"axes {axes!r} for shape {shape}",
+            "name each axis: one `in`, one `out`, the others `field`",
+        )
 
 
 def _check_arguments(cls: type[nn.Module], instance: Instance) -> Iterator[Problem]:
-    known = {name: p for name, p in inspect.signature(cls.__init__).parameters.items() if name not in ("self", "device")}
+    known = {
+        name: p for name, p in inspect.signature(cls.__init__).parameters.items() if name not in ("self", "device")
+    }
     open_ended = any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in known.values())
     for key, value in instance.values.items():
         address = f"{instance.address}.{key}"
@@ -96,7 +119,11 @@ def _check_arguments(cls: type[nn.Module], instance: Instance) -> Iterator[Probl
         elif key in known:
             yield from _check_value(cls, key, value, str(known[key].annotation), address)
     for key, parameter in known.items():
-        if parameter.default is parameter.empty and key not in instance.values and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+        if (
+            parameter.default is parameter.empty
+            and key not in instance.values
+            and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ):
             yield Problem(instance.address, f"{cls.__name__} needs {key!r}", f"give {key}: ...")
 
 
@@ -104,7 +131,11 @@ def _check_value(cls: type[nn.Module], key: str, value: Any, annotation: str, ad
     annotation = annotation.removeprefix("<class '").removesuffix("'>")
     if annotation in ("int", "float") or key in _POSITIVE:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            yield Problem(address, f"{key} of {cls.__name__} is a number, got {value!r}", "YAML reads yes/no/on/off/true/false as bools")
+            yield Problem(
+                address,
+                f"{key} of {cls.__name__} is a number, got {value!r}",
+                "YAML reads yes/no/on/off/true/false as bools",
+            )
             return
         if (annotation == "int" or key in _POSITIVE) and not isinstance(value, int):
             yield Problem(address, f"{key} of {cls.__name__} is a whole number, got {value!r}", "use // to divide")
@@ -146,7 +177,9 @@ def origin_of(err: BaseException, cls: type[nn.Module], source: ModelSource) -> 
     return found
 
 
-def problem_of(err: BaseException, cls: type[nn.Module], source: ModelSource, loaded: Loaded, hint: str = "") -> Problem:
+def problem_of(
+    err: BaseException, cls: type[nn.Module], source: ModelSource, loaded: Loaded, hint: str = ""
+) -> Problem:
     """An exception in generated code as a problem at the model file's own line."""
     address, text_line, statement = origin_of(err, cls, source)
     message = str(err).splitlines()[0] if str(err) else type(err).__name__

@@ -60,7 +60,9 @@ class Selector(BaseModel):
 
     match: Patterns = Field("*", description="Glob or list of globs over dotted names; `*` crosses dots.")
     except_: Patterns = Field((), alias="except", description="Globs over names that are left out.")
-    kind: Patterns | None = Field(None, description="Glob over the owning layer's class name; `Parameter` for a raw one.")
+    kind: Patterns | None = Field(
+        None, description="Glob over the owning layer's class name; `Parameter` for a raw one."
+    )
     ndim: StrictInt | None = Field(None, ge=0, description="Exact number of dimensions.")
     min_ndim: StrictInt | None = Field(None, ge=0, description="Least number of dimensions.")
     max_ndim: StrictInt | None = Field(None, ge=0, description="Greatest number of dimensions.")

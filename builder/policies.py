@@ -67,7 +67,11 @@ def check_policy(name: object, arguments: Mapping[str, Any], address: str) -> li
         return [Problem(f"{address}.policy", f"unknown policy {name!r}", did_you_mean(name, POLICIES, most=20))]
     known = POLICIES[str(name)].arguments
     problems = [
-        Problem(f"{address}.{key}", f"{name} has no argument {key!r}", did_you_mean(key, known) or f"{name} takes no arguments")
+        Problem(
+            f"{address}.{key}",
+            f"{name} has no argument {key!r}",
+            did_you_mean(key, known) or f"{name} takes no arguments",
+        )
         for key in arguments
         if key not in known
     ]

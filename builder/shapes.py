@@ -55,7 +55,9 @@ def _size(size: int | str, symbols: dict[str, int], expansion: Expansion, addres
             symbols[size] = PRIMES[len(symbols)]
         value = symbols.get(size, 31)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        problems.append(Problem(address, f"size {value!r}", "a whole number, an `=` expression, or a name such as batch"))
+        problems.append(
+            Problem(address, f"size {value!r}", "a whole number, an `=` expression, or a name such as batch")
+        )
         return 1
     return value
 
@@ -66,6 +68,7 @@ def check_shapes(loaded: Loaded, expansion: Expansion, source: ModelSource, modu
     Raises:
         BuilderError: A statement of forward fails.
     """
+    loaded.refuse(_check_ranges(loaded, expansion))
     inputs = example_inputs(loaded, expansion)
     if inputs is None:
         return
@@ -78,6 +81,20 @@ def check_shapes(loaded: Loaded, expansion: Expansion, source: ModelSource, modu
             raise_from_forward(err, loaded, source, module)
         _check_output(output, loaded)
     module.train()
+
+
+def _check_ranges(loaded: Loaded, expansion: Expansion) -> list[Problem]:
+    problems: list[Problem] = []
+    for name, spec in loaded.spec.inputs.items():
+        for bound in spec.range or ():
+            try:
+                value = expansion_value(bound, expansion)
+            except LanguageError as err:
+                problems.append(Problem(f"inputs.{name}.range", err.what, err.hint))
+            else:
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    problems.append(Problem(f"inputs.{name}.range", f"bound {value!r}", "give numbers: [0, =vocab]"))
+    return problems
 
 
 def raise_from_forward(err: Exception, loaded: Loaded, source: ModelSource, module: nn.Module) -> None:
@@ -103,20 +120,32 @@ def _layers_in(statement: str, module: nn.Module) -> list[str]:
 def _check_output(output: Any, loaded: Loaded) -> None:
     leaves = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else [output]
     if not all(isinstance(leaf, torch.Tensor | tuple | list | dict) for leaf in leaves):
-        loaded.refuse([Problem("forward", f"returns {type(output).__name__}", "return a tensor, a tuple or a dict of tensors")])
+        loaded.refuse(
+            [Problem("forward", f"returns {type(output).__name__}", "return a tensor, a tuple or a dict of tensors")]
+        )
 
 
-def check_batch(loaded: Loaded, expansion: Expansion, name: str, spec: InputSpec, value: torch.Tensor) -> list[Problem]:
+def check_batch(expansion: Expansion, name: str, spec: InputSpec, value: torch.Tensor) -> list[Problem]:
     """What is wrong with one real input: its dimensions, and its range, as declared."""
     problems: list[Problem] = []
     if spec.shape is not None and len(spec.shape) != value.ndim:
-        problems.append(Problem(f"inputs.{name}", f"the batch has shape {tuple(value.shape)}, declared {list(spec.shape)}", "mend data or inputs"))
+        problems.append(
+            Problem(
+                f"inputs.{name}",
+                f"the batch has shape {tuple(value.shape)}, declared {list(spec.shape)}",
+                "mend data or inputs",
+            )
+        )
     if spec.range is not None and value.numel():
         low, high = (expansion_value(bound, expansion) for bound in spec.range)
         least, most = value.min().item(), value.max().item()
         if least < low or most >= high:
             problems.append(
-                Problem(f"inputs.{name}.range", f"the batch holds values from {least} to {most}, declared {low} to below {high}", "mend the data, or the args that set the range")
+                Problem(
+                    f"inputs.{name}.range",
+                    f"the batch holds values from {least} to {most}, declared {low} to below {high}",
+                    "mend the data, or the args that set the range",
+                )
             )
     return problems
 

@@ -7,14 +7,25 @@ error in running it is reported at the model file's own line.
 
 from __future__ import annotations
 
+import keyword
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from builder.errors import Problem
-from builder.language import LanguageError, Renderer, Scope, is_expression, names_read, parse_expression, parse_statements
-from builder.policies import OWN
+from builder.errors import Problem, did_you_mean
+from builder.language import (
+    DTYPES,
+    LanguageError,
+    Renderer,
+    Scope,
+    is_expression,
+    names_read,
+    parse_expression,
+    parse_statements,
+)
+from builder.policies import OWN, POLICIES, REQUIRED as NO_DEFAULT, check_policy
 from builder.spec import REQUIRED, BlockSpec, BufferSpec, LayerSpec, ModelSpec, PolicySpec
 
 WIDTH = 100
@@ -47,7 +58,7 @@ def class_name(name: str) -> str:
     """A class name for a model's name: `digits_mlp` gives `DigitsMlp`."""
     words = [word for word in re.split(r"[^A-Za-z0-9]+", name) if word]
     joined = "".join(word[0].upper() + word[1:] for word in words)
-    return joined if joined.isidentifier() else "Model"
+    return joined if joined.isidentifier() and not keyword.iskeyword(joined) else "Model"
 
 
 def render(spec: ModelSpec, name: str = "model", *, ties: bool = True) -> tuple[ModelSource | None, list[Problem]]:
@@ -79,6 +90,8 @@ def render(spec: ModelSpec, name: str = "model", *, ties: bool = True) -> tuple[
 class _Writer:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
+        blocks = [spec, *spec.blocks.values()]
+        self.parts = frozenset(name for block in blocks for name in [*block.layers, *block.buffers])
         self.lines: list[tuple[str, Origin | None]] = []
         self.problems: list[Problem] = []
 
@@ -106,7 +119,10 @@ class _Writer:
         for name, default in block.args.items():
             if is_expression(default):
                 address = f"{section}args.{name}"
-                self._add(f"        {name} = {self._value(default, scope, address)} if {name} is None else {name}", Origin(address))
+                self._add(
+                    f"        {name} = {self._value(default, scope, address)} if {name} is None else {name}",
+                    Origin(address),
+                )
         for name in block.args:
             if name in stored:
                 self._add(f"        self.{name} = {name}")
@@ -118,19 +134,30 @@ class _Writer:
             address = f"{section}buffers.{name}"
             self._add(f"        {self._buffer(name, buffer, scope, f'{address}.value')}", Origin(address))
         for target, source in tie.items():
+            if not all(part.isdigit() or part.isidentifier() for part in f"{target}.{source}".split(".")):
+                self.problems.append(
+                    Problem(
+                        f"tie.{target}",
+                        f"no parameter {target!r} or {source!r}",
+                        "a tie is target: source, both dotted names",
+                    )
+                )
             self._add(f"        {attribute(target)} = {attribute(source)}", Origin(f"tie.{target}"))
 
     def _signature(self, block: BlockSpec) -> list[str]:
         required = [name for name, default in block.args.items() if default == REQUIRED]
         optional = [name for name in block.args if name not in required]
         defaults = {name: None if is_expression(block.args[name]) else block.args[name] for name in optional}
-        return required + [f"{name}={defaults[name]!r}" for name in optional]
+        return required + [f"{name}={_literal(defaults[name])}" for name in optional]
 
     def _value(self, value: Any, scope: Scope, address: str) -> str:
         if isinstance(value, list | tuple):
             return f"[{', '.join(self._value(item, scope, f'{address}.{i}') for i, item in enumerate(value))}]"
+        if isinstance(value, Mapping):
+            items = [f"{key!r}: {self._value(item, scope, f'{address}.{key}')}" for key, item in value.items()]
+            return f"{{{', '.join(items)}}}"
         if not is_expression(value):
-            return repr(value)
+            return _literal(value)
         try:
             return Renderer(scope).expression(parse_expression(value))
         except LanguageError as err:
@@ -138,6 +165,7 @@ class _Writer:
             return "..."
 
     def _layer(self, name: str, layer: LayerSpec, scope: Scope, address: str) -> list[str]:
+        self._check_layer(layer, address)
         if layer.repeat is not None:
             inner = Scope(arguments={**scope.arguments, "i": "i"})
             call = self._call(layer, inner, address)
@@ -147,13 +175,29 @@ class _Writer:
             lines = _wrap(f"self.{name} = nn.{container}(", [f"{call} for {index} in range({count})"], ")")
             if isinstance(layer.init, PolicySpec) and layer.kind == "Parameter" and layer.init.policy not in OWN:
                 init = self._init_call("parameter", layer, inner, address)
-                lines += [f"for i, parameter in enumerate(self.{name}):" if "i" in init else f"for parameter in self.{name}:"]
+                lines += [
+                    f"for i, parameter in enumerate(self.{name}):"
+                    if any("i" in _names(value) for value in layer.init.arguments.values())
+                    else f"for parameter in self.{name}:"
+                ]
                 lines += [f"    {init}"]
             return lines
         lines = self._wrapped_call(f"self.{name} = ", layer, scope, address)
         if isinstance(layer.init, PolicySpec) and layer.kind == "Parameter" and layer.init.policy not in OWN:
             lines.append(self._init_call(f"self.{name}", layer, scope, address))
         return lines
+
+    def _check_layer(self, layer: LayerSpec, address: str) -> None:
+        """Refuses what is written into the source as it stands and is not a plain name: text must not become code."""
+        if not layer.kind.isidentifier() or layer.kind.startswith("_"):
+            self.problems.append(Problem(f"{address}.kind", f"unknown kind {layer.kind!r}", "a kind is a plain name"))
+        dtype = layer.arguments.get("dtype")
+        if dtype is not None and layer.kind not in self.spec.blocks and dtype not in DTYPES | {"bool"}:
+            self.problems.append(Problem(f"{address}.dtype", f"unknown dtype {dtype!r}", did_you_mean(dtype, DTYPES)))
+        if layer.kind == "Parameter" and isinstance(layer.init, PolicySpec):
+            known = POLICIES[layer.init.policy].arguments if layer.init.policy in POLICIES else {}
+            plain = {key: _plain(value, known.get(key)) for key, value in layer.init.arguments.items()}
+            self.problems += check_policy(layer.init.policy, plain, f"{address}.init")
 
     def _call(self, layer: LayerSpec, scope: Scope, address: str) -> str:
         head, arguments, tail = self._call_parts(layer, scope, address)
@@ -167,7 +211,9 @@ class _Writer:
         if layer.kind == "Parameter":
             return "nn.Parameter(", [self._tensor(layer, scope, address)], ")"
         arguments = [
-            f"{key}=torch.{value}" if key == "dtype" and not is_expression(value) else f"{key}={self._value(value, scope, f'{address}.{key}')}"
+            f"{key}=torch.{value}"
+            if key == "dtype" and layer.kind not in self.spec.blocks
+            else f"{key}={self._value(value, scope, f'{address}.{key}')}"
             for key, value in layer.arguments.items()
         ]
         return f"{layer.kind if layer.kind in self.spec.blocks else f'nn.{layer.kind}'}(", arguments, ")"
@@ -189,7 +235,9 @@ class _Writer:
         if axes and list(axes)[:2] != ["out", "in"] and "in" in axes and "out" in axes:
             order = [axes.index("out"), axes.index("in"), *(i for i, axis in enumerate(axes) if axis == "field")]
             target = f"{target}.T" if len(axes) == 2 else f"{target}.permute({', '.join(map(str, order))})"
-        arguments = [f"{key}={self._value(value, scope, f'{address}.init.{key}')}" for key, value in layer.init.arguments.items()]
+        arguments = [
+            f"{key}={self._value(value, scope, f'{address}.init.{key}')}" for key, value in layer.init.arguments.items()
+        ]
         return f"nn.init.{layer.init.policy}_({', '.join([target, *arguments])})"
 
     def _buffer(self, name: str, buffer: BufferSpec, scope: Scope, address: str) -> str:
@@ -208,6 +256,7 @@ class _Writer:
             tensors={name: name for name in block.inputs},
             members={name: f"self.{name}" for name in [*block.layers, *block.buffers]},
             buffers=frozenset(block.buffers),
+            parts=self.parts,
         )
         address = f"{section}forward"
         try:
@@ -218,14 +267,25 @@ class _Writer:
             self.problems.append(Problem(address, f"line {err.line}: {err.what}{shown}", err.hint))
             return []
         if not block.inputs:
-            self.problems.append(Problem(f"{section}inputs", "forward has no inputs", "give inputs: {x: {shape: [batch, ...]}}"))
-        return [(re.sub(r"^(\s*(?:for )?)\(([\w, ]+)\)( =| in)", r"\1\2\3", line), Origin(address, at)) for at, line in lines]
+            self.problems.append(
+                Problem(f"{section}inputs", "forward has no inputs", "give inputs: {x: {shape: [batch, ...]}}")
+            )
+        return [
+            (re.sub(r"^(\s*(?:for )?)\(([\w, ]+)\)( =| in)", r"\1\2\3", line), Origin(address, at))
+            for at, line in lines
+        ]
 
     def _in_order(self, block: BlockSpec, section: str) -> list[tuple[str, Origin]]:
         raw = [name for name, layer in block.layers.items() if layer.kind == "Parameter"]
         if raw or len(block.inputs) != 1:
-            reason = f"raw Parameter {raw[0]!r} cannot run in order" if raw else f"layers in order need one input, not {len(block.inputs)}"
-            self.problems.append(Problem(f"{section}forward", f"missing, and {reason}", "write a forward, such as `x @ weight`"))
+            reason = (
+                f"raw Parameter {raw[0]!r} cannot run in order"
+                if raw
+                else f"layers in order need one input, not {len(block.inputs)}"
+            )
+            self.problems.append(
+                Problem(f"{section}forward", f"missing, and {reason}", "write a forward, such as `x @ weight`")
+            )
             return []
         x = next(iter(block.inputs))
         lines: list[tuple[str, Origin]] = []
@@ -241,7 +301,9 @@ class _Writer:
         if block.forward is None:
             return set()
         try:
-            return {name for statement in parse_statements(block.forward) for name in names_read(statement)} & set(block.args)
+            return {name for statement in parse_statements(block.forward) for name in names_read(statement)} & set(
+                block.args
+            )
         except LanguageError:
             return set()
 
@@ -251,11 +313,30 @@ def attribute(name: str) -> str:
     return "self" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in name.split("."))
 
 
+def _literal(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_literal, value))}]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float('{value}')"  # repr gives `inf`, which is no name
+    return repr(value)
+
+
+def _plain(value: Any, default: Any) -> Any:
+    """A literal as it stands; for an expression, whose value is not known yet, one that is allowed."""
+    if not is_expression(value):
+        return value
+    return 1 if default is None or default is NO_DEFAULT else default
+
+
 def _wrap(head: str, arguments: list[str], tail: str) -> list[str]:
     line = f"{head}{', '.join(arguments)}{tail}"
     if len(line) <= WIDTH - 8:
         return [line]
-    return [head, *(f"    {argument}," for argument in arguments), tail] if len(arguments) > 1 else [head, f"    {arguments[0]}", tail]
+    return (
+        [head, *(f"    {argument}," for argument in arguments), tail]
+        if len(arguments) > 1
+        else [head, f"    {arguments[0]}", tail]
+    )
 
 
 def _leaves(value: Any) -> list[Any]:

@@ -10,9 +10,19 @@ import keyword
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    model_validator,
+)
 
 from builder.errors import Problem, did_you_mean
+from builder.language import RESERVED
 from builder.names import Selector
 
 # Public attributes of nn.Module (torch 2.13): a layer of that name would hide one.
@@ -33,7 +43,11 @@ def _identifier(name: object) -> str:
     if not isinstance(name, str):
         raise ValueError(f"name {name!r} is a {type(name).__name__}; names are text")
     if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
-        raise ValueError(f"name {name!r} cannot be an attribute; use letters, digits and underscores, beginning with a letter")
+        raise ValueError(
+            f"name {name!r} cannot be an attribute; use letters, digits and underscores, beginning with a letter"
+        )
+    if name in RESERVED:
+        raise ValueError(f"name {name!r} has a meaning in the generated source; choose another")
     if name in MODULE_ATTRIBUTES:
         raise ValueError(f"name {name!r} would hide torch.nn.Module.{name}; choose another")
     return name
@@ -43,7 +57,9 @@ Name = Annotated[str, BeforeValidator(_identifier)]
 RuleName = Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
 Expression = Annotated[str, Field(pattern=r"^=", description="An `=` expression over args.")]
 Axis = Literal["in", "out", "field"]
-DType = Literal["float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool", "complex64"]
+DType = Literal[
+    "float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool", "complex64"
+]
 
 
 class _Data(BaseModel):
@@ -110,7 +126,9 @@ class LayerSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
     kind: str = Field(description="Parameter, a public class of torch.nn, or a block of this file.")
-    repeat: int | Expression | None = Field(None, description="Makes a list of so many; `i` is the index within it.")
+    repeat: StrictInt | Expression | None = Field(
+        None, description="Makes a list of so many; `i` is the index within it."
+    )
     init: PolicySpec | dict[str, PolicySpec] | None = Field(
         None, description="Policy of a raw Parameter, or a mapping from the layer's own parameters to policies."
     )
@@ -127,16 +145,21 @@ class LayerSpec(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> LayerSpec:
-        if isinstance(self.repeat, bool):
-            raise ValueError("repeat is a bool; it is a number")
+        for key in self.arguments:
+            if not key.isidentifier() or keyword.iskeyword(key) or key.startswith("_"):
+                raise ValueError(f"argument {key!r} is not a name\nan argument is written name: value")
         if self.kind == "Parameter":
             unknown = sorted(set(self.arguments) - {"shape", "axes", "dtype"})
             if unknown:
-                raise ValueError(f"unknown key {unknown[0]!r} of a Parameter\n{did_you_mean(unknown[0], ['shape', 'axes', 'dtype', 'init', 'repeat'])}")
+                raise ValueError(
+                    f"unknown key {unknown[0]!r} of a Parameter\n{did_you_mean(unknown[0], ['shape', 'axes', 'dtype', 'init', 'repeat'])}"
+                )
             if not isinstance(self.arguments.get("shape"), list | tuple | str):
                 raise ValueError("a Parameter needs a shape\ngive shape: [=rows, =columns]; [] is a single number")
             if isinstance(self.init, dict):
-                raise ValueError("a Parameter takes one policy\ngive init: normal, or init: {policy: normal, std: 0.02}")
+                raise ValueError(
+                    "a Parameter takes one policy\ngive init: normal, or init: {policy: normal, std: 0.02}"
+                )
         return self
 
     @property
@@ -206,13 +229,17 @@ class ModelSpec(BlockSpec):
     tie: dict[str, str] = Field(default_factory=dict, description="Tied parameters, target: source.")
 
 
-def problems_of(error: ValidationError) -> Iterator[Problem]:
-    """A pydantic error as problems with dotted addresses."""
+def problems_of(error: ValidationError, model: type[BaseModel] | None = None) -> Iterator[Problem]:
+    """A pydantic error as problems with dotted addresses; `model` is the class, where it is not a model file's."""
     for item in error.errors(include_url=False):
-        path = [str(part) for part in item["loc"] if not str(part).startswith(("function-", "PolicySpec", "dict[", "constrained", "[key]"))]
+        path = [
+            str(part)
+            for part in item["loc"]
+            if not str(part).startswith(("function-", "PolicySpec", "dict[", "constrained", "[key]"))
+        ]
         what, _, hint = item["msg"].removeprefix("Value error, ").partition("\n")
         if item["type"] == "extra_forbidden":
-            what, hint = f"unknown key {path[-1]!r}", did_you_mean(path[-1], _known_keys(path[:-1]))
+            what, hint = f"unknown key {path[-1]!r}", did_you_mean(path[-1], _known_keys(path[:-1], model))
         elif item["type"] == "missing":
             what, hint = f"{path[-1]!r} is missing", f"give {path[-1]}: ..."
         elif not item["type"].startswith("value_error"):
@@ -220,9 +247,11 @@ def problems_of(error: ValidationError) -> Iterator[Problem]:
         yield Problem(".".join(path) or "model", what, hint)
 
 
-def _known_keys(path: list[str]) -> list[str]:
+def _known_keys(path: list[str], model: type[BaseModel] | None) -> list[str]:
     section = path[-2] if len(path) >= 2 else ""
-    owner: type[BaseModel] = {"inputs": InputSpec, "buffers": BufferSpec, "freeze": Selector, "blocks": BlockSpec}.get(section, ModelSpec)
+    owner: type[BaseModel] = {"inputs": InputSpec, "buffers": BufferSpec, "freeze": Selector, "blocks": BlockSpec}.get(
+        section, model or ModelSpec
+    )
     return [field.alias or name for name, field in owner.model_fields.items()]
 
 

@@ -71,7 +71,9 @@ def rows(proof: Proof, module: nn.Module | None = None) -> list[Row]:
                 shape=entry.shape,
                 dtype=str(tensor.dtype).removeprefix("torch."),
                 kind=entry.kind,
-                rule=decision.rule if decision.policy in ("default", "reset_parameters") else f"{decision.rule} ({decision.policy})",
+                rule=decision.rule
+                if decision.policy in ("default", "reset_parameters")
+                else f"{decision.rule} ({decision.policy})",
                 overrode=decision.overrides,
                 trainable=tensor.requires_grad if module is not None else frozen_by is None,
                 frozen_by=frozen_by,
@@ -83,7 +85,21 @@ def rows(proof: Proof, module: nn.Module | None = None) -> list[Row]:
     saved = seen.state_dict().keys()
     for name, buffer in seen.named_buffers():
         dtype = str(buffer.dtype).removeprefix("torch.")
-        found.append(Row(name, tuple(buffer.shape), dtype, "buffer", "buffers", (), False, None, None, name in saved, buffer.numel()))
+        found.append(
+            Row(
+                name,
+                tuple(buffer.shape),
+                dtype,
+                "buffer",
+                "buffers",
+                (),
+                False,
+                None,
+                None,
+                name in saved,
+                buffer.numel(),
+            )
+        )
     return found
 
 

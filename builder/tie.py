@@ -26,7 +26,13 @@ def owners(tie: Mapping[str, str]) -> tuple[dict[str, str], list[Problem]]:
         while path[-1] in tie:
             path.append(tie[path[-1]])
             if path[-1] in path[:-1]:
-                problems.append(Problem(f"tie.{target}", f"a cycle: {' -> '.join(path)}", "let one of them own the values: remove its tie"))
+                problems.append(
+                    Problem(
+                        f"tie.{target}",
+                        f"a cycle: {' -> '.join(path)}",
+                        "let one of them own the values: remove its tie",
+                    )
+                )
                 break
         found[target] = path[-1]
     return found, problems
@@ -39,14 +45,22 @@ def check_ties(tie: Mapping[str, str], untied: nn.Module) -> list[Problem]:
     for target, source in final.items():
         for name in (target, source):
             if name not in parameters:
-                problems.append(Problem(f"tie.{target}", f"no parameter {name!r}", did_you_mean(name, parameters, most=6)))
+                problems.append(
+                    Problem(f"tie.{target}", f"no parameter {name!r}", did_you_mean(name, parameters, most=6))
+                )
         if target in parameters and source in parameters:
             a, b = parameters[target], parameters[source]
             if a.shape != b.shape:
                 what = f"{target!r} is {tuple(a.shape)} but {source!r} is {tuple(b.shape)}"
                 problems.append(Problem(f"tie.{target}", what, "a tie needs equal shapes"))
             elif a.dtype != b.dtype:
-                problems.append(Problem(f"tie.{target}", f"{target!r} is {a.dtype} but {source!r} is {b.dtype}", "a tie needs equal dtypes"))
+                problems.append(
+                    Problem(
+                        f"tie.{target}",
+                        f"{target!r} is {a.dtype} but {source!r} is {b.dtype}",
+                        "a tie needs equal dtypes",
+                    )
+                )
     return problems
 
 

@@ -30,7 +30,11 @@ def _broken(module: nn.Module, ties: Mapping[str, str], frozen: Iterable[str]) -
             yield Problem(name, "has no memory: it is on meta", "build the module with builder.build")
     for target, owner in ties.items():
         if parameters.get(target) is not parameters.get(owner):
-            yield Problem(target, f"is no longer tied to {owner!r}", "assign it again: a copy or a load has parted them")
+            yield Problem(
+                target, f"is no longer tied to {owner!r}", "assign it again: a copy or a load has parted them"
+            )
     for name in frozen:
         if name in parameters and parameters[name].requires_grad:
-            yield Problem(name, "is frozen in the model file but requires a gradient", "leave requires_grad to the freeze rules")
+            yield Problem(
+                name, "is frozen in the model file but requires a gradient", "leave requires_grad to the freeze rules"
+            )

@@ -56,8 +56,8 @@ def fill_of(policy: str, arguments: Mapping[str, Any], shape: Sequence[int], axe
         case "trunc_normal":
             return Fill(lambda t, g: nn.init.trunc_normal_(t, **given, generator=g))
         case "constant" | "ones" | "zeros":
-            value = {"ones": 1.0, "zeros": 0.0}.get(policy, given.get("val"))
-            return Fill(lambda t, g: t.fill_(value))
+            value = float({"ones": 1.0, "zeros": 0.0}.get(policy, given.get("val", 0.0)))
+            return Fill(lambda t, g: nn.init.constant_(t, value))
         case "xavier_uniform":
             return _symmetric(math.sqrt(3.0) * given["gain"] * math.sqrt(2.0 / float(sum(fans(shape, axes)))))
         case "xavier_normal":
@@ -98,6 +98,8 @@ def _normal(mean: float, std: float) -> Fill:
 
 def default_fill(owner: nn.Module, local: str, shape: Sequence[int]) -> Fill | None:
     """What a layer class of `torch.nn` itself does to one of its parameters; None where that is not known here."""
+    if isinstance(owner, nn.modules.linear.NonDynamicallyQuantizableLinear) and local == "bias":
+        return fill_of("zeros", {}, shape)  # the output layer of MultiheadAttention
     if isinstance(owner, nn.Linear | nn.modules.conv._ConvNd):
         weight = owner.weight
         if local == "weight" or (local == "bias" and weight is not None):

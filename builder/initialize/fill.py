@@ -1,7 +1,7 @@
 """Materialise a module and give every parameter its planned values.
 
-`rng: keyed` (the default) draws each parameter from its own stream. `rng: torch` runs the generated source under torch's
-global generator, then the rules in declaration order: the bits of the hand-written module after the same
+`rng: keyed` (the default) draws each parameter from its own stream. `rng: torch` runs the generated source under
+torch's global generator, then the rules in declaration order: the bits of the hand-written module after the same
 `torch.manual_seed`. Either way the caller's generator is left as it was.
 """
 
@@ -22,7 +22,9 @@ from builder.module import Entry, parameters_on_meta
 Construct = Callable[[Callable[[], AbstractContextManager[Any]]], nn.Module]
 
 
-def initialised(construct: Construct, plan: Mapping[str, Decision], parameters: Sequence[Entry], seed: int, rng: str) -> nn.Module:
+def initialised(
+    construct: Construct, plan: Mapping[str, Decision], parameters: Sequence[Entry], seed: int, rng: str
+) -> nn.Module:
     """A real module on the CPU in which every parameter holds the values that its decision gives."""
     with torch.random.fork_rng(devices=[]):
         if rng == "torch":
@@ -45,7 +47,9 @@ def materialise(module: nn.Module) -> None:
         for name, parameter in owner._parameters.items():
             if parameter is not None and parameter.is_meta:
                 if id(parameter) not in real:
-                    real[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="cpu"), parameter.requires_grad)
+                    real[id(parameter)] = nn.Parameter(
+                        torch.empty_like(parameter, device="cpu"), parameter.requires_grad
+                    )
                 owner._parameters[name] = real[id(parameter)]
     retie(module)
 
@@ -85,7 +89,11 @@ def _apply(
 
 
 def _zero_padding(owner: nn.Module, tensor: torch.Tensor, decision: Decision) -> None:
-    if isinstance(owner, nn.Embedding | nn.EmbeddingBag) and owner.padding_idx is not None and decision.policy not in ("values", "empty"):
+    if (
+        isinstance(owner, nn.Embedding | nn.EmbeddingBag)
+        and owner.padding_idx is not None
+        and decision.policy not in ("values", "empty")
+    ):
         tensor[owner.padding_idx].zero_()
 
 

@@ -68,10 +68,14 @@ def plan_init(
     for candidate in inline:
         for name in candidate.matched:
             if name in ties:
-                problems.append(Problem(candidate.address, f"{name!r} is tied to {ties[name]!r}", f"give {ties[name]!r} the init"))
+                problems.append(
+                    Problem(candidate.address, f"{name!r} is tied to {ties[name]!r}", f"give {ties[name]!r} the init")
+                )
             elif name in layers:
                 layers[name].append(candidate)
-    rules = [*_rule_candidates(expansion.spec.init, "init.", "init.", expansion, parameters, ties, problems, outside=False)]
+    rules = [
+        *_rule_candidates(expansion.spec.init, "init.", "init.", expansion, parameters, ties, problems, outside=False)
+    ]
     rules += _rule_candidates(scheme, "init.", f"{scheme_name}: ", expansion, parameters, ties, problems, outside=True)
     for candidate in rules:
         for name in candidate.matched:
@@ -97,7 +101,13 @@ def _inline_candidates(parameters: Sequence[Entry], expansion: Expansion, proble
         if isinstance(init, PolicySpec):
             if len(own) != 1:
                 locals_ = ", ".join(entry.name.removeprefix(f"{instance.path}.") for entry in own) or "none"
-                problems.append(Problem(address, f"the layer has {len(own)} parameters of its own: {locals_}", "say which: init: {weight: normal}"))
+                problems.append(
+                    Problem(
+                        address,
+                        f"the layer has {len(own)} parameters of its own: {locals_}",
+                        "say which: init: {weight: normal}",
+                    )
+                )
                 continue
             named = {own[0].name: init}
         else:
@@ -106,7 +116,9 @@ def _inline_candidates(parameters: Sequence[Entry], expansion: Expansion, proble
             local = name.removeprefix(f"{instance.path}.")
             if name not in {entry.name for entry in own}:
                 known = [entry.name.removeprefix(f"{instance.path}.") for entry in own]
-                problems.append(Problem(f"{address}.{local}", f"the layer has no parameter {local!r}", did_you_mean(local, known)))
+                problems.append(
+                    Problem(f"{address}.{local}", f"the layer has no parameter {local!r}", did_you_mean(local, known))
+                )
                 continue
             where = address if isinstance(init, PolicySpec) else f"{address}.{local}"
             arguments, wrong = _arguments(policy.policy, policy.arguments, instance.scope, where, expansion)
@@ -135,7 +147,11 @@ def _rule_candidates(
         wrong += check_matches(address, rule, matched, ties, parameters)
         problems += wrong
         if not wrong:
-            found.append(_Candidate(f"{label}{name}", address, rule.policy, arguments, [n for n in matched if n not in ties], outside))
+            found.append(
+                _Candidate(
+                    f"{label}{name}", address, rule.policy, arguments, [n for n in matched if n not in ties], outside
+                )
+            )
     return found
 
 
@@ -150,7 +166,10 @@ def _arguments(
     known = selector_keys | set(POLICIES[policy].arguments) if policy in POLICIES else selector_keys
     wrong = [*wrong, *(check_policy(policy, values, address) if not wrong else [])]
     hinted = [
-        Problem(p.address, p.what, did_you_mean(p.address.rpartition(".")[2], known)) if "has no argument" in p.what else p for p in wrong
+        Problem(p.address, p.what, did_you_mean(p.address.rpartition(".")[2], known))
+        if "has no argument" in p.what
+        else p
+        for p in wrong
     ]
     return values, hinted
 
@@ -159,9 +178,17 @@ def _decide(module: nn.Module, entry: Entry, candidates: Sequence[_Candidate]) -
     overrides = tuple(candidate.rule for candidate in candidates[:-1])
     winner = candidates[-1] if candidates else None
     if winner is not None and winner.policy == "default" and entry.kind == "Parameter":
-        inline = next((c for c in candidates if c.address == f"{entry.instance.address}.init" and c.policy != "default"), None)
+        inline = next(
+            (c for c in candidates if c.address == f"{entry.instance.address}.init" and c.policy != "default"), None
+        )
         if inline is None:
-            return None, [Problem(entry.name, f"{winner.rule} asks for the layer's default; a raw Parameter has none", "give it init: ...")]
+            return None, [
+                Problem(
+                    entry.name,
+                    f"{winner.rule} asks for the layer's default; a raw Parameter has none",
+                    "give it init: ...",
+                )
+            ]
         winner = inline
     if winner is None or winner.policy == "default":
         rule = winner.rule if winner else ""
@@ -170,50 +197,99 @@ def _decide(module: nn.Module, entry: Entry, candidates: Sequence[_Candidate]) -
     return Decision(winner.rule, winner.policy, winner.arguments, overrides), problems
 
 
-def _default(module: nn.Module, entry: Entry, rule: str, overrides: tuple[str, ...]) -> tuple[Decision | None, list[Problem]]:
+def _default(
+    module: nn.Module, entry: Entry, rule: str, overrides: tuple[str, ...]
+) -> tuple[Decision | None, list[Problem]]:
     if entry.kind == "Parameter":
         what = f"a raw Parameter of shape {entry.shape} without an init: it would hold whatever memory held"
-        return None, [Problem(entry.instance.address, what, "give it init: normal (or zeros, ones, values, ...), or a rule that matches it; policy `empty` asks for raw memory")]
+        return None, [
+            Problem(
+                entry.instance.address,
+                what,
+                "give it init: normal (or zeros, ones, values, ...), or a rule that matches it;\n"
+                "policy `empty` asks for raw memory",
+            )
+        ]
     owner = module.get_submodule(entry.owner)
     label = f"{rule or 'default'} ({entry.kind})"
     if default_fill(owner, entry.local, entry.shape) is not None:
         return Decision(label, "default", {}, overrides), []
     if callable(getattr(owner, "reset_parameters", None)):
         return Decision(label, RESET, {}, overrides), []
-    return None, [Problem(entry.name, f"{entry.kind} has no default init that is known here", "give an init rule that matches it")]
+    return None, [
+        Problem(entry.name, f"{entry.kind} has no default init that is known here", "give an init rule that matches it")
+    ]
 
 
 def _fits(entry: Entry, winner: _Candidate) -> list[Problem]:
     policy = POLICIES[winner.policy]
     shown = f"{winner.policy} cannot fill {entry.name!r} of shape {entry.shape}"
     if entry.ndim < policy.min_ndim:
-        return [Problem(winner.address, f"{shown}: it needs {policy.min_ndim} dimensions", f"add min_ndim: {policy.min_ndim} to the rule, or use another policy")]
+        return [
+            Problem(
+                winner.address,
+                f"{shown}: it needs {policy.min_ndim} dimensions",
+                f"add min_ndim: {policy.min_ndim} to the rule, or use another policy",
+            )
+        ]
     if policy.max_ndim is not None and entry.ndim > policy.max_ndim:
-        return [Problem(winner.address, f"{shown}: it takes at most {policy.max_ndim} dimensions", f"add max_ndim: {policy.max_ndim} to the rule")]
+        return [
+            Problem(
+                winner.address,
+                f"{shown}: it takes at most {policy.max_ndim} dimensions",
+                f"add max_ndim: {policy.max_ndim} to the rule",
+            )
+        ]
     if policy.needs_fans and entry.kind == "Parameter" and not entry.instance.values.get("axes"):
-        what = f"{winner.policy} needs fan-in and fan-out, and raw Parameter {entry.name!r} of shape {entry.shape} does not say which axis is which"
-        return [Problem(winner.address, what, f"give {entry.instance.address} axes: [in, out] (for x @ W), or [out, in]")]
+        shown = f"raw Parameter {entry.name!r} of shape {entry.shape}"
+        what = f"{winner.policy} needs fan-in and fan-out, and {shown} does not say which axis is which"
+        return [
+            Problem(winner.address, what, f"give {entry.instance.address} axes: [in, out] (for x @ W), or [out, in]")
+        ]
     if winner.policy == "values":
         return _values_fit(entry, winner)
     return []
 
 
 def _values_fit(entry: Entry, winner: _Candidate) -> list[Problem]:
-    shape: list[int] = []
-    inner = winner.arguments["values"]
-    while isinstance(inner, list):
-        shape.append(len(inner))
-        inner = inner[0] if inner else None
-    if tuple(shape) != entry.shape:
-        return [Problem(f"{winner.address}.values", f"values of shape {tuple(shape)} for {entry.name!r} of shape {entry.shape}", "give nested lists of that shape")]
+    shape = _shape_of(winner.arguments["values"])
+    declared = tuple(entry.instance.values["shape"]) if entry.kind == "Parameter" else entry.shape
+    if shape is None:
+        return [
+            Problem(f"{winner.address}.values", "not numbers in even rows", f"give nested lists of shape {declared}")
+        ]
+    if shape != declared:
+        return [
+            Problem(
+                f"{winner.address}.values",
+                f"values of shape {shape} for {entry.name!r} of shape {declared}",
+                "give nested lists of that shape",
+            )
+        ]
     return []
+
+
+def _shape_of(values: Any) -> tuple[int, ...] | None:
+    """The shape of nested lists of numbers; None where rows differ or something is no number."""
+    if not isinstance(values, list):
+        return () if isinstance(values, int | float) and not isinstance(values, bool) else None
+    inner = {_shape_of(item) for item in values}
+    if len(inner) > 1 or None in inner:
+        return None
+    return (len(values), *(inner.pop() or () if inner else ()))
 
 
 def _dead_rules(rules: Sequence[_Candidate], layers: Mapping[str, Sequence[_Candidate]]) -> list[Problem]:
     problems = []
     for rule in rules:
         winners = [layers[name][-1] for name in rule.matched]
-        if not any(winner is rule for winner in winners) and not (not rule.outside and any(winner.outside for winner in winners)):
+        if not any(winner is rule for winner in winners) and not (
+            not rule.outside and any(winner.outside for winner in winners)
+        ):
             by = ", ".join(sorted({winner.rule for winner in winners}))
-            problems.append(Problem(rule.address, f"decides nothing: {by} decides all that it matches", "remove it, or put it after"))
+            problems.append(
+                Problem(
+                    rule.address, f"decides nothing: {by} decides all that it matches", "remove it, or put it after"
+                )
+            )
     return problems

@@ -32,7 +32,7 @@ def generator(seed: int, name: str, chunk: int = 0) -> torch.Generator:
 def fill_chunks(tensor: torch.Tensor, seed: int, name: str, draw: Draw) -> None:
     """Fills a contiguous CPU tensor, chunk by chunk, with values that are drawn independently of each other."""
     flat = tensor.view(-1)
-    chunks = list(enumerate(flat.split(CHUNK)))
+    chunks = list(enumerate(torch.split(flat, CHUNK)))
 
     def fill(item: tuple[int, torch.Tensor]) -> None:
         number, part = item

@@ -1,0 +1,95 @@
+"""Optimizer and scheduler from config: classes of `torch.optim`, arguments checked before anything is built."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+from builder.errors import Problem, did_you_mean
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    name: value
+    for name, value in vars(torch.optim).items()
+    if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+}
+SCHEDULERS: dict[str, type[lr_scheduler.LRScheduler]] = {
+    name: value
+    for name, value in vars(lr_scheduler).items()
+    if inspect.isclass(value) and issubclass(value, lr_scheduler.LRScheduler) and value is not lr_scheduler.LRScheduler
+}
+_LIGHTNING_KEYS = {"interval", "frequency", "monitor"}  # what Lightning, not the scheduler, is told
+
+
+def check_optimizer(config: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with an optimizer's config: `{_target_: torch.optim.AdamW, lr: 0.001}`."""
+    return _check("optimizer", config, OPTIMIZERS, "torch.optim", {"params"}, set())
+
+
+def check_scheduler(config: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with a scheduler's config; an empty one is none."""
+    return (
+        _check("scheduler", config, SCHEDULERS, "torch.optim.lr_scheduler", {"optimizer"}, _LIGHTNING_KEYS)
+        if config
+        else []
+    )
+
+
+def _check(
+    section: str,
+    config: Mapping[str, Any],
+    known: Mapping[str, type],
+    package: str,
+    given_by_us: set[str],
+    extra: set[str],
+) -> list[Problem]:
+    target = str(config.get("_target_", ""))
+    module, _, name = target.rpartition(".")
+    if name not in known or module != package:
+        return [
+            Problem(
+                f"{section}._target_", f"{target!r} is not a class of {package}", did_you_mean(name, known, most=20)
+            )
+        ]
+    parameters = inspect.signature(known[name]).parameters
+    allowed = (set(parameters) - given_by_us) | extra
+    problems = []
+    for key, value in config.items():
+        if key == "_target_":
+            continue
+        address = f"{section}.{key}"
+        if key not in allowed:
+            problems.append(Problem(address, f"{name} has no argument {key!r}", did_you_mean(key, allowed, most=20)))
+        elif key in ("lr", "weight_decay", "momentum", "eps", "gamma", "max_lr"):
+            problems += _check_number(address, key, value)
+    return problems
+
+
+def _check_number(address: str, key: str, value: Any) -> list[Problem]:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        return [Problem(address, f"{key} is a number, got {value!r}", "write 0.001 or 1e-3")]
+    if value < 0:
+        return [Problem(address, f"{key} is {value}", "zero or more")]
+    return []
+
+
+def make_optimizer(config: Mapping[str, Any], parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a checked config over some parameters."""
+    name = str(config["_target_"]).rpartition(".")[2]
+    arguments = {key: value for key, value in config.items() if key != "_target_"}
+    make: Any = OPTIMIZERS[name]
+    optimizer: torch.optim.Optimizer = make(parameters, **arguments)
+    return optimizer
+
+
+def make_scheduler(config: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The scheduler of a checked config, with what Lightning is told of it."""
+    name = str(config["_target_"]).rpartition(".")[2]
+    arguments = {key: value for key, value in config.items() if key not in {"_target_", *_LIGHTNING_KEYS}}
+    make: Any = SCHEDULERS[name]
+    told = {key: value for key, value in config.items() if key in _LIGHTNING_KEYS}
+    return {"scheduler": make(optimizer, **arguments), **told}

@@ -1,0 +1,268 @@
+"""One run, from a composed config to its artefacts: checked, built, fitted, tested.
+
+Nothing but the config is written before the config is proved and a first batch has gone through the model. Then the run
+directory gets `model.py`, `parameters.json`, metrics, events, statistics, checkpoints and `result.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.table import Table
+
+from builder.config import Origin
+from builder.errors import BuilderError, Problem, did_you_mean
+from builder.first_batch import check_first_batch
+from builder.lit_module import LitModule, lightning_module, plan_run
+from builder.progress import SaveOnException, is_terminal, progress
+from builder.stats.callback import ParameterStatistics
+from builder.table import as_data, parameters, render_table
+
+# What Lightning says of choices that are made here on purpose.
+_EXPECTED = (
+    ".*does not have many workers.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*Experiment logs directory .* exists and is not empty.*",
+    ".*The number of training batches .* is smaller than the logging interval.*",
+    ".*The dirpath has changed from.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".*GPU available but not used.*",
+)
+
+
+def run(config: DictConfig, origin: Origin, console: Console | None = None) -> dict[str, float]:
+    """Fits and tests what a config says; returns the final metrics.
+
+    Raises:
+        BuilderError: The config is refused; the run directory then holds the config alone.
+    """
+    console = console or Console(width=None if is_terminal() else 120)
+    directory = Path(config.run_dir)
+    started = time.perf_counter()
+    _write(directory / "config.yaml", _resolved(config))
+    _quieten()
+    pl.seed_everything(config.seed if isinstance(config.seed, int) else 0, workers=True, verbose=False)
+    plan = plan_run(config, places=origin.places, name=origin.name, scheme_name=origin.scheme_name)
+    lit = lightning_module(plan)
+    data = _instantiated(config.data, "data")
+    checkpoint = _checkpoint_path(config)
+    trainer = make_trainer(config, directory)
+    check_first_batch(lit, plan.proof, data)
+    _write_model(directory, lit, plan.proof.source.text, console)
+    fitted = _fit(trainer, lit, data, checkpoint)
+    metrics = _final_metrics(trainer, lit, data, test=bool(config.test))
+    references = {str(key): float(value) for key, value in getattr(data, "references", {}).items()}
+    seconds = time.perf_counter() - started
+    write_result(
+        directory,
+        {"status": "ok", "error": None, "metrics": metrics, "references": references, "seconds": round(seconds, 3)},
+    )
+    console.print(_result_table(metrics, references, fitted))
+    console.print(f"[dim]run directory[/] {directory}", soft_wrap=True, highlight=False)
+    return metrics
+
+
+def write_result(directory: Path, result: Mapping[str, Any]) -> None:
+    """Writes a run's `result.json`, with the overrides that Hydra wrote beside it."""
+    overrides = directory / ".hydra" / "overrides.yaml"
+    given = OmegaConf.to_container(OmegaConf.load(overrides)) if overrides.is_file() else []
+    _write(directory / "result.json", json.dumps({"overrides": given, **result}, indent=2) + "\n")
+
+
+# ---- stages --------------------------------------------------------------------------------------------------------
+
+
+def make_trainer(config: DictConfig, directory: Path) -> pl.Trainer:
+    """The Lightning trainer of a config, with its callbacks and loggers.
+
+    Raises:
+        BuilderError: An unknown key of `trainer`, or hardware that is not there.
+    """
+    settings = _plain(config.trainer, "trainer")
+    known = (
+        pl.Trainer.__init__.__wrapped__.__annotations__
+        if hasattr(pl.Trainer.__init__, "__wrapped__")
+        else pl.Trainer.__init__.__annotations__
+    )
+    unknown = [key for key in settings if key not in known]
+    if unknown:
+        raise BuilderError(
+            "config",
+            [
+                Problem(f"trainer.{key}", f"Trainer has no argument {key!r}", did_you_mean(key, known, most=20))
+                for key in unknown
+            ],
+        )
+    loggers = [_instantiated(node, f"logger.{name}") for name, node in config.logger.items() if node]
+    try:
+        return pl.Trainer(
+            **settings,
+            default_root_dir=directory,
+            logger=loggers or False,
+            callbacks=_callbacks(config, directory),
+            enable_model_summary=False,
+            enable_progress_bar=is_terminal(),
+        )
+    except (MisconfigurationException, TypeError, ValueError) as err:
+        hint = (
+            "use trainer=auto or trainer=cpu"
+            if settings.get("accelerator") in ("gpu", "cuda")
+            else "mend the trainer's settings"
+        )
+        raise BuilderError("config", [Problem("trainer", str(err).splitlines()[0], hint)]) from err
+
+
+def _callbacks(config: DictConfig, directory: Path) -> list[pl.Callback]:
+    checkpoints = directory / "checkpoints"
+    if config.mode not in ("min", "max"):
+        raise BuilderError(
+            "config", [Problem("mode", f"unknown mode {config.mode!r}", did_you_mean(config.mode, ["max", "min"]))]
+        )
+    found: list[pl.Callback] = [
+        ModelCheckpoint(
+            checkpoints,
+            "best",
+            monitor=config.monitor,
+            mode=config.mode,
+            save_last=True,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        ),
+        SaveOnException(checkpoints / "interrupted.ckpt"),
+        progress(),
+    ]
+    if config.early_stopping.patience is not None:
+        found.append(EarlyStopping(config.monitor, mode=config.mode, patience=config.early_stopping.patience))
+    stats = _plain(config.stats, "stats")
+    if stats.pop("enabled", False):
+        found.append(ParameterStatistics(**stats, directory=directory))
+    return found + [_instantiated(node, f"callbacks.{name}") for name, node in config.callbacks.items()]
+
+
+def _fit(trainer: pl.Trainer, lit: LitModule, data: Any, checkpoint: str | None) -> float:
+    started = time.perf_counter()
+    try:
+        trainer.fit(lit, datamodule=data, ckpt_path=checkpoint)
+    except MisconfigurationException as err:
+        raise BuilderError(
+            "config",
+            [Problem("trainer", str(err).splitlines()[0], "the names of metrics are train/loss, val/loss, val/METRIC")],
+        ) from err
+    except RuntimeError as err:
+        if checkpoint is not None and "loading state_dict" in str(err):
+            what = "the checkpoint is of another model: " + " ".join(str(err).split())[:300]
+            raise BuilderError(
+                "config", [Problem("ckpt_path", what, "use the model and args that it was made with")]
+            ) from err
+        raise
+    return time.perf_counter() - started
+
+
+def _final_metrics(trainer: pl.Trainer, lit: LitModule, data: Any, *, test: bool) -> dict[str, float]:
+    metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    if test:
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        found = trainer.test(lit, datamodule=data, ckpt_path=best or None, verbose=False)
+        metrics |= found[0] if found else {}
+    return {name: float(value) for name, value in sorted(metrics.items())}
+
+
+def _checkpoint_path(config: DictConfig) -> str | None:
+    if config.ckpt_path is None:
+        return None
+    path = Path(str(config.ckpt_path))
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
+        raise BuilderError(
+            "config",
+            [
+                Problem(
+                    "ckpt_path",
+                    f"no checkpoint {str(path)!r}",
+                    did_you_mean(path.name, near) or "runs keep theirs in RUN/checkpoints",
+                )
+            ],
+        )
+    return str(path)
+
+
+# ---- config and artefacts ------------------------------------------------------------------------------------------
+
+
+def _resolved(config: DictConfig) -> str:
+    try:
+        return OmegaConf.to_yaml(config, resolve=True)
+    except OmegaConfBaseException as err:
+        address = str(getattr(err, "full_key", "") or "config")
+        raise BuilderError(
+            "config", [Problem(address, str(err).splitlines()[0], "mend the interpolation, or give the value")]
+        ) from err
+
+
+def _plain(node: DictConfig, section: str) -> dict[str, Any]:
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict), f"{section} is a mapping"
+    return {str(key): value for key, value in plain.items()}
+
+
+def _instantiated(node: Any, section: str) -> Any:
+    try:
+        return instantiate(node)
+    except InstantiationException as err:
+        cause: BaseException | None = err
+        while cause is not None:
+            if isinstance(cause, BuilderError):
+                raise cause from err
+            last, cause = cause, cause.__cause__
+        what = " ".join(str(err).splitlines()[0].split())
+        raise BuilderError(
+            "config",
+            [Problem(section, what if last is err else str(last), f"mend {section}._target_ or its arguments")],
+        ) from err
+
+
+def _write_model(directory: Path, lit: LitModule, source: str, console: Console) -> None:
+    table = parameters(lit.model)
+    _write(directory / "model.py", source)
+    _write(directory / "parameters.json", json.dumps(as_data(table), indent=2) + "\n")
+    console.print(render_table(table, type(lit.model).__name__))
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
+
+
+def _result_table(metrics: Mapping[str, float], references: Mapping[str, float], fitted: float) -> Table:
+    shown = Table("metric", "value", title=f"result after {fitted:.1f} s of training", title_justify="left")
+    shown.columns[1].justify = "right"
+    for name, value in metrics.items():
+        shown.add_row(name, f"{value:.4f}")
+    for name, value in references.items():
+        shown.add_row(f"[dim]for comparison: {name}[/]", f"[dim]{value:.4f}[/]")
+    return shown
+
+
+def _quieten() -> None:
+    for pattern in _EXPECTED:
+        warnings.filterwarnings("ignore", pattern)
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    torch.set_float32_matmul_precision("highest")

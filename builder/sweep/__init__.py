@@ -1,0 +1,1 @@
+"""What comes after a sweep: one table over all of its runs."""

@@ -1,0 +1,1 @@
+"""Data modules of the recipes, all from what ships in Python packages: nothing is downloaded."""

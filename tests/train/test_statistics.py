@@ -1,0 +1,254 @@
+"""Statistics in a real fit: what is logged, when, and that watching changes nothing (law L10)."""
+
+import warnings
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from builder.errors import BuilderError
+from builder.stats import record
+from builder.stats.callback import ParameterStatistics
+from builder.stats.store import read_stats
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # lightning 2.6 on torch 2.13
+]
+
+NAMES = ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.drop, self.fc2 = nn.Linear(8, 16), nn.Dropout(0.2), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.fc2(self.drop(self.fc1(x).relu()))
+
+
+class Lit(pl.LightningModule):
+    def __init__(self, fail_at=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = Net()
+        self.losses, self.gradients, self.fail_at = [], [], fail_at
+
+    def training_step(self, batch, index):
+        if index == self.fail_at:
+            raise RuntimeError("a fault in the loss")
+        loss = nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+        self.losses.append(loss.item())
+        return loss
+
+    def on_before_optimizer_step(self, optimizer):
+        self.gradients.append(self.model.fc1.weight.grad.double().square().mean().sqrt().item())
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=0.05)
+
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(240, 8, generator=generator), torch.randint(3, (240,), generator=generator)
+    return DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True)
+
+
+def fit(tmp_path, module, callbacks, ckpt_path=None, **options):
+    options = {"max_steps": 30, "logger": False, "enable_checkpointing": False, "log_every_n_steps": 1} | options
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        callbacks=callbacks,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    torch.manual_seed(3)
+    trainer.fit(module, batches(), ckpt_path=ckpt_path)
+    return trainer
+
+
+def steps(tmp_path):
+    return read_stats(tmp_path)["step"].unique(maintain_order=True).to_list()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"accumulate_grad_batches": 3, "max_steps": 10}, id="accumulated"),
+        pytest.param({"gradient_clip_val": 0.1}, id="clipped"),
+        pytest.param({"precision": "bf16-mixed"}, id="bf16"),
+    ],
+)
+def test_watching_changes_no_bit_of_losses_or_weights(tmp_path, options):
+    alone, watched = Lit(), Lit()
+    fit(tmp_path / "alone", alone, [], **options)
+    fit(tmp_path, watched, [ParameterStatistics(every_n_steps=1, flush_every=1)], **options)
+    assert len(alone.losses) == 30 and len(set(alone.losses)) > 20
+    assert watched.losses == alone.losses
+    for name, parameter in alone.model.named_parameters():
+        assert torch.equal(parameter, watched.model.get_parameter(name)), name
+    assert steps(tmp_path) == list(range(1, options.get("max_steps", 30) + 1))
+
+
+def test_each_multiple_of_the_interval_is_logged_once_for_each_parameter(tmp_path):
+    fit(tmp_path, Lit(), [ParameterStatistics(every_n_steps=10, flush_every=2)])
+    rows = read_stats(tmp_path)
+    assert steps(tmp_path) == [10, 20, 30]
+    assert rows["name"].to_list() == NAMES * 3
+    assert rows["epoch"].to_list() == [0] * 12
+    assert len(list((tmp_path / "stats").iterdir())) == 2, "two steps in a file, the last one at the end of the fit"
+
+
+def test_an_accumulating_batch_is_not_a_step(tmp_path):
+    module = Lit()
+    fit(tmp_path, module, [ParameterStatistics(every_n_steps=2)], max_steps=8, accumulate_grad_batches=3)
+    assert len(module.losses) == 24
+    assert steps(tmp_path) == [2, 4, 6, 8]
+    rms = read_stats(tmp_path).filter(name="fc1.weight")["gradient_rms"].to_list()
+    assert rms == pytest.approx(module.gradients[1::2]), "the gradient of all batches of the step"
+    assert min(read_stats(tmp_path)["update_rms"]) > 0
+
+
+def test_the_gradient_is_the_one_before_clipping(tmp_path):
+    module = Lit()
+    fit(tmp_path, module, [ParameterStatistics(every_n_steps=1)], max_steps=3, gradient_clip_val=1e-6)
+    rms = read_stats(tmp_path).filter(name="fc1.weight")["gradient_rms"].to_list()
+    assert rms == pytest.approx(module.gradients)
+    assert min(rms) > 1e-4
+
+
+def test_frozen_and_tied_parameters_in_a_fit(tmp_path):
+    module = Lit()
+    module.model.fc1.requires_grad_(False)
+    module.model.tied = module.model.fc2
+    module.on_before_optimizer_step = lambda optimizer: None
+    fit(tmp_path, module, [ParameterStatistics(every_n_steps=5)], max_steps=5)
+    rows = read_stats(tmp_path)
+    assert rows["name"].to_list() == NAMES
+    assert rows["update_rms"].is_null().to_list() == [True, True, False, False]
+    assert rows["gradient_rms"].is_null().to_list() == [True, True, False, False]
+
+
+def test_a_logged_step_makes_exactly_one_transfer(tmp_path, monkeypatch):
+    transfers = []
+    to_host = record._to_host
+    monkeypatch.setattr(record, "_to_host", lambda results: transfers.append(1) or to_host(results))
+    fit(tmp_path, Lit(), [ParameterStatistics(every_n_steps=5)])
+    assert len(transfers) == 6
+
+
+def test_manual_optimization_logs_each_of_a_batchs_steps(tmp_path):
+    class Twice(Lit):
+        automatic_optimization = False
+
+        def training_step(self, batch, index):
+            for _ in range(2):
+                self.optimizers().zero_grad()
+                self.manual_backward(super().training_step(batch, index))
+                before = self.model.fc1.weight.detach().double()
+                self.optimizers().step()
+                moves.append((self.model.fc1.weight.detach().double() - before).square().mean().sqrt().item())
+
+    moves = []
+    module = Twice()
+    fit(tmp_path, module, [ParameterStatistics(every_n_steps=3)], max_steps=12)
+    assert steps(tmp_path) == [3, 6, 9, 12]
+    rows = read_stats(tmp_path).filter(name="fc1.weight")
+    assert rows["gradient_rms"].to_list() == pytest.approx(module.gradients[2::3])
+    assert rows["update_rms"].to_list() == pytest.approx(moves[2::3])
+
+
+def test_lbfgs_is_measured_from_the_start_of_its_step(tmp_path):
+    class Closure(Lit):
+        def configure_optimizers(self):
+            return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=4)
+
+    module = Closure()
+    start = module.model.fc1.weight.detach().clone()
+    fit(tmp_path, module, [ParameterStatistics(every_n_steps=1)], max_steps=1)
+    row = read_stats(tmp_path).filter(name="fc1.weight")
+    moved = (module.model.fc1.weight.detach().double() - start.double()).square().mean().sqrt().item()
+    assert len(module.gradients) > 1
+    assert row["update_rms"].to_list() == [pytest.approx(moved)]
+    assert row["gradient_rms"].to_list() == [pytest.approx(module.gradients[0])]
+
+
+def test_tensorboard_gets_one_dict_for_each_logged_step_and_csv_gets_nothing(tmp_path, monkeypatch):
+    calls = []
+    tensorboard, csv = TensorBoardLogger(tmp_path), CSVLogger(tmp_path)
+    monkeypatch.setattr(TensorBoardLogger, "log_metrics", lambda self, metrics, step: calls.append((metrics, step)))
+    monkeypatch.setattr(CSVLogger, "log_metrics", lambda self, metrics, step: pytest.fail("CSV got statistics"))
+    watch = ParameterStatistics(every_n_steps=10, tensorboard=["rms", "update_ratio"])
+    fit(tmp_path, Lit(), [watch], logger=[tensorboard, csv])
+    assert [step for _, step in calls] == [10, 20, 30]
+    assert list(calls[0][0]) == [f"{measure}/{name}" for measure in ("rms", "update_ratio") for name in NAMES]
+
+
+def test_tensorboard_shows_the_values_of_the_store(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path, name="tb", version="0")
+    fit(tmp_path, Lit(), [ParameterStatistics(every_n_steps=15)], logger=logger)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        events = EventAccumulator(logger.log_dir).Reload().Scalars("rms/fc1.weight")
+    stored = read_stats(tmp_path).filter(name="fc1.weight")["rms"].to_list()
+    assert [event.step for event in events] == [15, 30]
+    assert [event.value for event in events] == pytest.approx(stored, rel=1e-6)
+
+
+def test_an_exception_writes_what_was_measured_before_it(tmp_path):
+    with pytest.raises(RuntimeError, match="a fault in the loss"):
+        fit(tmp_path, Lit(fail_at=7), [ParameterStatistics(every_n_steps=1, flush_every=100)])
+    assert steps(tmp_path) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_nan_weights_are_recorded(tmp_path):
+    module = Lit()
+    module.model.fc1.weight.data[0, 0] = float("nan")
+    fit(tmp_path, module, [ParameterStatistics(every_n_steps=1)], max_steps=1)
+    assert read_stats(tmp_path)["nonfinite"].to_list() == [128, 16, 48, 3]
+
+
+def test_a_saved_checkpoint_has_its_statistics_on_disk_and_a_resumed_run_continues_them(tmp_path):
+    seen = []
+
+    class Look(pl.Callback):
+        def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+            seen.append((trainer.global_step, steps(tmp_path)[-1]))
+
+    watch = ParameterStatistics(every_n_steps=5, flush_every=100)
+    trainer = fit(tmp_path, Lit(), [watch, Look()])
+    file = tmp_path / "last.ckpt"
+    trainer.save_checkpoint(file)
+    save = pl.callbacks.ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=10, save_top_k=-1)
+    watch = ParameterStatistics(every_n_steps=5, flush_every=100)
+    fit(tmp_path, Lit(), [watch, Look(), save], file, max_steps=60, enable_checkpointing=True)
+    assert seen == [(30, 30), (40, 40), (50, 50), (60, 60)]
+    assert steps(tmp_path) == list(range(5, 61, 5))
+    assert read_stats(tmp_path)["epoch"].is_sorted()
+
+
+def test_the_directory_is_where_the_files_go(tmp_path):
+    fit(tmp_path, Lit(), [ParameterStatistics(every_n_steps=5, directory=tmp_path / "run")], max_steps=5)
+    assert steps(tmp_path / "run") == [5]
+    assert not (tmp_path / "stats").exists()
+
+
+def test_a_selector_that_matches_nothing_stops_the_fit_before_its_first_step(tmp_path):
+    module = Lit()
+    with pytest.raises(BuilderError, match=r"stats\.select: .*fc9.* matches no parameter"):
+        fit(tmp_path, module, [ParameterStatistics(select={"match": "fc9.*"})])
+    assert module.losses == []
+
+
+def test_only_selected_parameters_are_watched(tmp_path):
+    fit(tmp_path, Lit(), [ParameterStatistics(every_n_steps=5, select={"match": "*.weight"})], max_steps=5)
+    assert read_stats(tmp_path)["name"].to_list() == ["fc1.weight", "fc2.weight"]

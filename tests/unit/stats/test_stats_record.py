@@ -1,0 +1,214 @@
+"""One logged step: which values are there, which are null, and what it costs."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from builder.errors import BuilderError
+from builder.names import Selector
+from builder.stats import record
+from builder.stats.record import Recorder, chosen_parameters
+
+
+def two_layers():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+def step(module, recorder, number=1, lr=0.1):
+    """One optimizer step, recorded; returns the columns and the weights before."""
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=lr)
+    module(torch.ones(5, 3)).square().sum().backward()
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    recorder.before_step()
+    optimizer.step()
+    return recorder.after_step(number, epoch=0), before
+
+
+def rms(tensor):
+    return tensor.double().square().mean().sqrt().item()
+
+
+def test_a_row_holds_weight_gradient_and_update_of_its_parameter():
+    module = two_layers()
+    parameters = dict(module.named_parameters())
+    columns, before = step(module, Recorder(parameters), number=7)
+    assert columns["name"] == list(parameters)
+    assert columns["step"] == [7] * 4 and columns["epoch"] == [0] * 4
+    for row, (name, parameter) in enumerate(parameters.items()):
+        weight, update = parameter.detach(), parameter.detach().double() - before[name].double()
+        assert columns["mean"][row] == pytest.approx(weight.double().mean().item())
+        assert columns["std"][row] == pytest.approx(weight.double().std(correction=0).item())
+        assert columns["rms"][row] == pytest.approx(rms(weight))
+        assert columns["gradient_rms"][row] == pytest.approx(rms(parameter.grad))
+        assert columns["update_rms"][row] == pytest.approx(rms(update))
+        assert columns["update_ratio"][row] == columns["update_rms"][row] / columns["rms"][row]
+        assert columns["nonfinite"][row] == columns["gradient_nonfinite"][row] == 0
+
+
+def test_a_second_step_is_measured_from_its_own_start():
+    module = two_layers()
+    recorder = Recorder(dict(module.named_parameters()))
+    step(module, recorder)
+    columns, before = step(module, recorder, number=2)
+    expected = rms(module[0].weight.detach().double() - before["0.weight"].double())
+    assert columns["update_rms"][0] == pytest.approx(expected)
+
+
+def test_a_frozen_parameter_has_no_gradient_and_no_update():
+    module = two_layers()
+    recorder = Recorder(dict(module.named_parameters()))
+    step(module, recorder)  # leaves a stale gradient behind
+    module[0].weight.requires_grad_(False)
+    columns, _ = step(module, recorder)
+    for measure in ("gradient_rms", "gradient_nonfinite", "update_rms", "update_ratio"):
+        assert columns[measure][0] is None
+        assert None not in columns[measure][1:]
+    assert columns["rms"][0] > 0
+
+
+def test_a_parameter_unfrozen_later_is_measured_from_then_on():
+    module = two_layers()
+    module[0].weight.requires_grad_(False)
+    recorder = Recorder(dict(module.named_parameters()))
+    assert step(module, recorder)[0]["update_rms"][0] is None
+    module[0].weight.requires_grad_(True)
+    assert step(module, recorder)[0]["update_rms"][0] > 0
+
+
+def test_a_parameter_that_the_loss_did_not_reach_has_an_update_but_no_gradient():
+    module = two_layers()
+    module.register_parameter("unused", nn.Parameter(torch.ones(2)))
+    columns, _ = step(module, Recorder(dict(module.named_parameters())))
+    row = columns["name"].index("unused")
+    assert columns["gradient_rms"][row] is None
+    assert columns["update_rms"][row] == columns["update_ratio"][row] == 0.0
+
+
+def test_a_model_that_is_frozen_whole_is_recorded():
+    module = two_layers().requires_grad_(False)
+    recorder = Recorder(dict(module.named_parameters()))
+    recorder.before_step()
+    columns = recorder.after_step(1, epoch=0)
+    assert columns["update_rms"] == columns["gradient_rms"] == [None] * 4
+    assert None not in columns["rms"]
+
+
+def test_a_tied_parameter_appears_once_under_its_first_name():
+    module = two_layers()
+    module[2].weight = module[0].weight
+    everything = dict(module.named_parameters(remove_duplicate=False))
+    assert "2.weight" in everything
+    recorder = Recorder(everything)
+    recorder.before_step()
+    assert recorder.after_step(1, epoch=0)["name"] == ["0.weight", "0.bias", "2.bias"]
+    assert list(chosen_parameters(module, Selector())) == ["0.weight", "0.bias", "2.bias"]
+
+
+def test_nan_in_a_gradient_is_counted_under_its_own_name():
+    module = two_layers()
+    module(torch.ones(5, 3)).sum().backward()
+    module[2].bias.grad[1] = math.nan
+    recorder = Recorder(dict(module.named_parameters()))
+    recorder.before_step()
+    columns = recorder.after_step(1, epoch=0)
+    assert columns["gradient_nonfinite"] == [0, 0, 0, 1]
+    assert math.isnan(columns["gradient_rms"][3])
+
+
+def test_a_sparse_gradient_is_measured_over_the_whole_parameter():
+    embedding = nn.Embedding(10, 2, sparse=True)
+    embedding(torch.tensor([1, 1])).sum().backward()
+    recorder = Recorder({"weight": embedding.weight})
+    recorder.before_step()
+    assert recorder.after_step(1, epoch=0)["gradient_rms"] == [pytest.approx(math.sqrt(2 * 4 / 20))]
+
+
+def test_parameters_of_several_dtypes_share_a_step():
+    parameters = {"a": nn.Parameter(torch.ones(2).bfloat16()), "b": nn.Parameter(torch.ones(2).double())}
+    recorder = Recorder(parameters)
+    recorder.before_step()
+    assert recorder.after_step(1, epoch=0)["rms"] == [1.0, 1.0]
+
+
+def test_a_logged_step_makes_one_transfer_and_waits_for_nothing_else(monkeypatch):
+    """On meta every look at a value raises, so a second synchronisation of any kind fails the test."""
+    transfers = []
+
+    def transfer(results):
+        transfers.append(tuple(results.shape))
+        return torch.zeros(results.shape).tolist()
+
+    monkeypatch.setattr(record, "_to_host", transfer)
+    with torch.device("meta"):
+        module = two_layers()
+        module[2].weight.requires_grad_(False)
+        for parameter in module.parameters():
+            parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    recorder = Recorder(dict(module.named_parameters()))
+    recorder.before_step()
+    assert transfers == []
+    columns = recorder.after_step(1, epoch=0)
+    assert transfers == [(4 * 4 + 3 * 2 + 3 * 2,)]
+    assert columns["update_rms"] == [0.0, 0.0, None, 0.0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_waits_in_the_transfer_alone(monkeypatch):
+    def transfer(results):
+        torch.cuda.set_sync_debug_mode("default")
+        return results.cpu().tolist()
+
+    monkeypatch.setattr(record, "_to_host", transfer)
+    module = two_layers().cuda()
+    module(torch.ones(5, 3, device="cuda")).sum().backward()
+    recorder = Recorder(dict(module.named_parameters()))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        recorder.before_step()
+        columns = recorder.after_step(1, epoch=0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert columns["update_rms"] == [0.0] * 4
+
+
+def test_a_selector_chooses_by_the_owning_layers_kind():
+    module = two_layers()
+    module.register_parameter("scale", nn.Parameter(torch.ones(())))
+    assert list(chosen_parameters(module, Selector(kind="Parameter"))) == ["scale"]
+    assert list(chosen_parameters(module, Selector(kind="Linear", ndim=1))) == ["0.bias", "2.bias"]
+
+
+def test_a_selector_that_matches_nothing_names_what_there_is():
+    with pytest.raises(
+        BuilderError, match=r"stats\.select: Selector\(match='0\.wieght'\) matches no parameter"
+    ) as raised:
+        chosen_parameters(two_layers(), Selector(match="0.wieght"))
+    assert "did you mean '0.weight'?" in str(raised.value)
+
+
+def test_complex_parameters_are_refused_all_at_once_and_can_be_left_out():
+    module = two_layers()
+    module.register_parameter("z", nn.Parameter(torch.ones(2, dtype=torch.complex64)))
+    module.register_parameter("y", nn.Parameter(torch.ones(2, dtype=torch.complex64)))
+    with pytest.raises(BuilderError, match=r"'z' is complex.*\n.*stats\.select\.except") as raised:
+        chosen_parameters(module, Selector())
+    assert len(raised.value.problems) == 2
+    assert "z" not in chosen_parameters(module, Selector(**{"except": ("y", "z")}))
+
+
+def test_sharded_parameters_are_refused():
+    from torch.distributed import HashStore, destroy_process_group, init_process_group
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_module
+
+    init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        module = distribute_module(two_layers(), init_device_mesh("cpu", (1,)))
+        with pytest.raises(BuilderError, match=r"'0\.weight' is sharded"):
+            chosen_parameters(module, Selector())
+    finally:
+        destroy_process_group()

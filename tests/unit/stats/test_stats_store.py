@@ -1,0 +1,185 @@
+"""The store: files whole or absent, numbering that goes on, nothing lost."""
+
+import math
+import signal
+import subprocess
+import sys
+import time
+
+import polars
+import pytest
+
+from builder.errors import BuilderError
+from builder.stats import store as module_under_test
+from builder.stats.columns import COUNTS, MEASURES
+from builder.stats.store import Store, read_stats
+
+
+def columns(step, names=("a.weight", "b.bias"), value=0.5):
+    return {
+        "step": [step] * len(names),
+        "epoch": [0] * len(names),
+        "name": list(names),
+        **{measure: [1 if measure in COUNTS else value] * len(names) for measure in MEASURES},
+    }
+
+
+def files(run_dir):
+    return sorted(file.name for file in (run_dir / "stats").iterdir())
+
+
+def test_what_is_appended_is_read_back_by_step_and_name(tmp_path):
+    store = Store(tmp_path, flush_every=2)
+    for step in (1, 2, 3):
+        store.append(columns(step))
+    store.flush()
+    rows = read_stats(tmp_path)
+    assert rows.columns == ["step", "epoch", "name", *MEASURES]
+    assert rows["step"].to_list() == [1, 1, 2, 2, 3, 3]
+    assert rows["name"].to_list() == ["a.weight", "b.bias"] * 3
+    assert files(tmp_path) == ["000000.parquet", "000001.parquet"]
+
+
+def test_nan_and_inf_are_values_and_null_is_their_absence(tmp_path):
+    store = Store(tmp_path, flush_every=1)
+    store.append(columns(1, ["a", "b", "c"]) | {"rms": [math.nan, math.inf, None], "nonfinite": [3, 2**40, 0]})
+    rms = read_stats(tmp_path)["rms"]
+    assert math.isnan(rms[0]) and rms[1] == math.inf and rms[2] is None
+    assert read_stats(tmp_path)["nonfinite"].to_list() == [3, 2**40, 0]
+
+
+def test_a_column_of_nulls_keeps_its_type(tmp_path):
+    store = Store(tmp_path, flush_every=1)
+    store.append(columns(1) | {"update_rms": [None, None]})
+    store.append(columns(2))
+    assert read_stats(tmp_path).schema == polars.Schema(module_under_test.SCHEMA)
+    assert read_stats(tmp_path)["update_rms"].to_list() == [None, None, 0.5, 0.5]
+
+
+def test_flush_without_rows_writes_no_file(tmp_path):
+    Store(tmp_path, flush_every=1).flush()
+    assert files(tmp_path) == []
+
+
+def test_a_second_store_continues_the_numbering_and_drops_nothing(tmp_path):
+    Store(tmp_path, flush_every=1).append(columns(1))
+    before = (tmp_path / "stats" / "000000.parquet").read_bytes()
+    Store(tmp_path, flush_every=1).append(columns(2))
+    assert files(tmp_path) == ["000000.parquet", "000001.parquet"]
+    assert (tmp_path / "stats" / "000000.parquet").read_bytes() == before
+    assert read_stats(tmp_path)["step"].to_list() == [1, 1, 2, 2]
+
+
+def test_numbering_goes_on_past_the_padding(tmp_path):
+    Store(tmp_path, flush_every=1).append(columns(1))
+    (tmp_path / "stats" / "000000.parquet").rename(tmp_path / "stats" / "999999.parquet")
+    for step in (2, 3):
+        Store(tmp_path, flush_every=1).append(columns(step))
+    assert files(tmp_path) == ["1000000.parquet", "1000001.parquet", "999999.parquet"]
+    assert read_stats(tmp_path)["step"].to_list() == [1, 1, 2, 2, 3, 3]
+
+
+def test_a_step_repeated_by_a_resumed_run_reads_as_measured_last(tmp_path):
+    for step, value in ((1, 0.1), (2, 0.2), (2, 0.3)):
+        Store(tmp_path, flush_every=1).append(columns(step, ["a"], value))
+    assert read_stats(tmp_path).select("step", "rms").rows() == [(1, 0.1), (2, 0.3)]
+    assert len(files(tmp_path)) == 3
+
+
+def test_a_write_that_fails_leaves_no_file_and_keeps_the_rows(tmp_path, monkeypatch):
+    store = Store(tmp_path, flush_every=2)
+    store.append(columns(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(module_under_test.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            store.flush()
+    assert read_stats(tmp_path).is_empty()
+    store.flush()
+    assert files(tmp_path) == ["000000.parquet"]
+    assert read_stats(tmp_path)["step"].to_list() == [1, 1]
+
+
+def test_a_file_of_an_older_version_reads_with_nulls(tmp_path):
+    (tmp_path / "stats").mkdir()
+    old = polars.DataFrame(columns(1), schema=module_under_test.SCHEMA).drop("update_ratio")
+    old.write_parquet(tmp_path / "stats" / "000000.parquet")
+    Store(tmp_path, flush_every=1).append(columns(2))
+    assert read_stats(tmp_path)["update_ratio"].to_list() == [None, None, 0.5, 0.5]
+
+
+def test_a_run_without_statistics_has_no_rows_but_all_columns(tmp_path):
+    assert read_stats(tmp_path).is_empty()
+    assert read_stats(tmp_path).columns == ["step", "epoch", "name", *MEASURES]
+
+
+def test_a_run_directory_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(BuilderError, match="is not a directory"):
+        read_stats(tmp_path / "missing")
+
+
+def test_a_finished_run_is_read_without_importing_torch():
+    code = "import sys, builder.stats.store; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+KILL_AT = """
+import os, signal, polars
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+def half(self, stream):
+    stream.write(b"PAR1 and no more")
+    stream.flush()
+    die()
+"""
+
+WRITER = """
+import os, sys
+from pathlib import Path
+from builder.stats.store import Store
+from builder.stats.columns import COUNTS, MEASURES
+store = Store(Path(sys.argv[1]), flush_every=1)
+step = int(sys.argv[2])
+names = [f"layer{i}.weight" for i in range(2000)]
+body = {m: [0 if m in COUNTS else 0.1 * i for i in range(2000)] for m in MEASURES}
+while True:
+    step += 1
+    store.append({"step": [step] * 2000, "epoch": [0] * 2000, "name": names, **body})
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "kept"),
+    [
+        pytest.param("polars.DataFrame.write_parquet = half", 0, id="half of a file written"),
+        pytest.param("os.fsync = die", 0, id="written, not synced"),
+        pytest.param("os.replace = die", 0, id="synced, not renamed"),
+        pytest.param("os.open = die", 1, id="renamed, the folder not synced"),
+    ],
+)
+def test_a_kill_inside_a_flush_leaves_the_file_whole_or_absent(tmp_path, point, kept):
+    Store(tmp_path, flush_every=1).append(columns(1, ["a"]))
+    code = WRITER.replace("while True:", f"{KILL_AT}{point}\nwhile True:")
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path), "1"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert read_stats(tmp_path).height == 1 + 2000 * kept
+    Store(tmp_path, flush_every=1).append(columns(9, ["a"]))
+    assert read_stats(tmp_path).height == 2 + 2000 * kept
+    assert files(tmp_path) == [f"{number:06d}.parquet" for number in range(2 + kept)], "nothing half-written stays"
+
+
+def test_the_store_opens_after_a_kill_at_any_moment(tmp_path):
+    """Whatever the writer reported as written is there, whole, and a new writer goes on from it."""
+    written = 0
+    for attempt in range(5):
+        command = [sys.executable, "-c", WRITER, str(tmp_path), str(written)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            reported = [int(writer.stdout.readline()) for _ in range(3)]
+            time.sleep(0.0037 * attempt)
+            writer.send_signal(signal.SIGKILL)
+            reported += [int(line) for line in writer.stdout]
+        rows = read_stats(tmp_path)
+        last = rows["step"].max()
+        assert last in (reported[-1], reported[-1] + 1), "at most the step that was not reported yet"
+        assert rows.height == 2000 * last, "each step from the first on, each with all its rows"
+        written = last

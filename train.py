@@ -1,0 +1,61 @@
+"""Compose, check, build, fit, test: `python train.py --help` shows how.
+
+A config that is refused ends with exit code 2 and one message. In a sweep (`-m`) a run that fails is recorded, the others
+go on, and the sweep ends with exit code 1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from builder.config import in_our_words, register_root, running_origin
+from builder.errors import BuilderError
+
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's own errors reach main(), which prints them in our words
+register_root()
+failed: list[str] = []
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def train(config: DictConfig) -> None:
+    """One run."""
+    from builder.run import run, write_result  # here: `--help` needs neither torch nor Lightning
+
+    started = time.perf_counter()
+    try:
+        run(config, running_origin())
+    except Exception as err:
+        if HydraConfig.get().mode is not RunMode.MULTIRUN:
+            raise
+        print(err if isinstance(err, BuilderError) else traceback.format_exc(), file=sys.stderr)
+        message = str(err) or type(err).__name__
+        seconds = round(time.perf_counter() - started, 3)
+        write_result(Path(config.run_dir), {"status": "failed", "error": message, "metrics": {}, "seconds": seconds})
+        failed.append(message)
+
+
+def main() -> int:
+    """Runs the command line; returns the exit code."""
+    try:
+        train()
+    except HydraException as err:
+        print(in_our_words(err), file=sys.stderr)
+        return 2
+    except BuilderError as err:
+        print(err, file=sys.stderr)
+        return 2
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
