@@ -23,7 +23,7 @@ from builder.errors import BuilderError
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's own errors reach main(), which prints them in our words
 register_root()
-failed: list[str] = []
+exit_codes: list[int] = []
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -32,29 +32,29 @@ def train(config: DictConfig) -> None:
     from builder.run import run, write_result  # here: `--help` needs neither torch nor Lightning
 
     started = time.perf_counter()
+    in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
         run(config, running_origin())
     except Exception as err:
-        if HydraConfig.get().mode is not RunMode.MULTIRUN:
+        if not in_sweep and not isinstance(err, BuilderError):
             raise
         print(err if isinstance(err, BuilderError) else traceback.format_exc(), file=sys.stderr)
-        message = str(err) or type(err).__name__
-        seconds = round(time.perf_counter() - started, 3)
-        write_result(Path(config.run_dir), {"status": "failed", "error": message, "metrics": {}, "seconds": seconds})
-        failed.append(message)
+        exit_codes.append(1 if in_sweep else 2)
+        if in_sweep:
+            seconds = round(time.perf_counter() - started, 3)
+            error = str(err) or type(err).__name__
+            write_result(Path(config.run_dir), {"status": "failed", "error": error, "metrics": {}, "seconds": seconds})
 
 
 def main() -> int:
     """Runs the command line; returns the exit code."""
+    exit_codes.clear()
     try:
         train()
     except HydraException as err:
         print(in_our_words(err), file=sys.stderr)
         return 2
-    except BuilderError as err:
-        print(err, file=sys.stderr)
-        return 2
-    return 1 if failed else 0
+    return max(exit_codes, default=0)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ The names below are imported on first use, so that `import builder` costs neithe
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,6 +36,17 @@ _HOMES = {
     "prove": "build",
     "read_stats": "stats.store",
 }
+
+
+class _Package(ModuleType):
+    """Keeps `builder.build` and `builder.code` the functions when the modules of those names are imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

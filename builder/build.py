@@ -125,7 +125,8 @@ def build(
         init: A policy for every matrix, a mapping of named init rules that win over the model's, or None.
         freeze: Named freeze rules in addition to the model's.
         seed: The init seed.
-        rng: `keyed`: a stream for each parameter; `torch`: the bits of the hand-written module after `torch.manual_seed`.
+        rng: `keyed`: a stream for each parameter; `torch`: the bits of the hand-written module after
+            `torch.manual_seed`.
         device: Where the module goes; its values are drawn on the CPU, so that they are the same everywhere.
 
     Raises:

@@ -5,6 +5,7 @@ Shared by `train.py` and `python -m builder`. Torch is not needed here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,17 +83,15 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, Origin]:
 def in_our_words(err: HydraException) -> BuilderError:
     """An error of Hydra's composition as a `BuilderError`."""
     lines = [line.strip() for line in f"{err}\n{err.__cause__ or ''}".splitlines() if line.strip()]
-    what = lines[0] if lines else type(err).__name__
-    address, hint = "overrides", "\n".join(lines[1:4])
-    if what.startswith("In '") and len(lines) > 1:
-        what, hint = lines[1], "\n".join(lines[2:4])
+    lines = [re.sub(r"^In '[^']*': ?", "", line) for line in lines] or [type(err).__name__]
+    what, address, hint = lines[0], "overrides", "\n".join(lines[1:4])
     if "Could not find '" in what:
-        address = what.split("'")[1]
+        address = what.split("Could not find '")[1].partition("'")[0]
         group, _, given = address.rpartition("/")
         known = sorted(path.stem for folder in (CONF / group, ROOT / group) for path in folder.glob("*.yaml"))
         what, hint = f"group {group!r} has no config {given!r}", did_you_mean(given, known, most=20)
     elif "Could not override '" in what:
-        address = what.split("'")[1]
+        address = what.split("Could not override '")[1].partition("'")[0]
         what, hint = "no such group or key", _key_hint(address)
     return BuilderError("config", [Problem(address, what, hint)])
 

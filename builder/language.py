@@ -6,6 +6,8 @@ handed to `eval`. Names resolve to locals, then arguments, layers, parameters an
 an underscore name is never reachable.
 """
 
+# ruff: noqa: SIM905 (words in a block of text read better than a list of a hundred strings)
+
 from __future__ import annotations
 
 import ast
@@ -55,7 +57,7 @@ DTYPES = frozenset("float16 bfloat16 float32 float64 int8 int16 int32 int64 uint
 METHODS = frozenset(
     """
     abs add all amax amin any argmax argmin argsort bernoulli bfloat16 bmm bool ceil chunk clamp clone contiguous cos
-    count_nonzero cumprod cumsum detach diagonal diff dim div dot double eq exp expand expand_as fill_diagonal flatten
+    count_nonzero cumprod cumsum detach diagonal diff dim div dot double eq exp expand expand_as flatten
     flip float floor gather ge gt half index_add index_copy index_fill index_select int isfinite isnan le lerp log
     log1p log2 log_softmax logical_and logical_not logical_or logsumexp long lt masked_fill masked_scatter
     masked_select matmul max mean median min mm movedim mul mv narrow ne neg norm nonzero numel outer permute pow prod

@@ -133,9 +133,9 @@ def read_file(file: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str
     raise_all("overrides", wrong)
     if overrides:
         try:
-            data = _to_plain(
-                OmegaConf.merge(OmegaConf.create(data), OmegaConf.from_dotlist(list(overrides))), f"model {path.name}"
-            )
+            merged = OmegaConf.merge(OmegaConf.create(data), OmegaConf.from_dotlist(list(overrides)))
+            assert isinstance(merged, DictConfig), "two mappings merge to a mapping"
+            data = _to_plain(merged, f"model {path.name}")
         except (OmegaConfBaseException, yaml.YAMLError) as err:
             raise BuilderError(
                 "overrides",
@@ -220,10 +220,12 @@ def _bound_aliases(text: str) -> None:
 
 def _as_config(source: Mapping[str, Any]) -> DictConfig:
     try:
-        return OmegaConf.create(dict(source))
+        config = OmegaConf.create(dict(source))
     except OmegaConfBaseException as err:
         address = str(getattr(err, "full_key", "") or "model")
         raise BuilderError("model", [Problem(address, str(err).splitlines()[0], "a model is plain data")]) from err
+    assert isinstance(config, DictConfig), "a mapping makes a DictConfig"
+    return config
 
 
 def _resolvers(data: Any, address: str = "") -> list[Problem]:

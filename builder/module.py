@@ -5,6 +5,8 @@ checked against the class's own signature before anything is constructed. An err
 to the key of the model file that the failing line came from.
 """
 
+# ruff: noqa: SIM905 (words in a block of text read better than a list of a hundred strings)
+
 from __future__ import annotations
 
 import inspect

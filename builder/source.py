@@ -25,7 +25,8 @@ from builder.language import (
     parse_expression,
     parse_statements,
 )
-from builder.policies import OWN, POLICIES, REQUIRED as NO_DEFAULT, check_policy
+from builder.policies import OWN, POLICIES, check_policy
+from builder.policies import REQUIRED as NO_DEFAULT
 from builder.spec import REQUIRED, BlockSpec, BufferSpec, LayerSpec, ModelSpec, PolicySpec
 
 WIDTH = 100
@@ -198,6 +199,18 @@ class _Writer:
             known = POLICIES[layer.init.policy].arguments if layer.init.policy in POLICIES else {}
             plain = {key: _plain(value, known.get(key)) for key, value in layer.init.arguments.items()}
             self.problems += check_policy(layer.init.policy, plain, f"{address}.init")
+            self._check_dimensions(layer.init.policy, layer.arguments["shape"], f"{address}.init")
+
+    def _check_dimensions(self, policy: str, shape: Any, address: str) -> None:
+        needs = POLICIES.get(policy)
+        if needs is None or not isinstance(shape, list):
+            return
+        if len(shape) < needs.min_ndim:
+            what = f"{policy} needs {needs.min_ndim} dimensions, and the shape has {len(shape)}"
+            self.problems.append(Problem(address, what, "use another policy"))
+        if needs.max_ndim is not None and len(shape) > needs.max_ndim:
+            what = f"{policy} takes at most {needs.max_ndim} dimensions, and the shape has {len(shape)}"
+            self.problems.append(Problem(address, what, "use another policy"))
 
     def _call(self, layer: LayerSpec, scope: Scope, address: str) -> str:
         head, arguments, tail = self._call_parts(layer, scope, address)
@@ -222,7 +235,8 @@ class _Writer:
         arguments = layer.arguments
         dtype = f", dtype=torch.{arguments['dtype']}" if "dtype" in arguments else ""
         if isinstance(layer.init, PolicySpec) and layer.init.policy == "values":
-            return f"torch.tensor({self._value(layer.init.arguments.get('values'), scope, f'{address}.init.values')}{dtype or ', dtype=torch.float32'})"
+            values = self._value(layer.init.arguments.get("values"), scope, f"{address}.init.values")
+            return f"torch.tensor({values}{dtype or ', dtype=torch.float32'})"
         shape = arguments["shape"]
         if isinstance(shape, str):
             return f"torch.empty({self._value(shape, scope, f'{address}.shape')}{dtype})"

@@ -4,6 +4,8 @@ A `ModelSpec` is the whole file; nothing is computed here and torch is not neede
 names that could not be attributes of a module are refused, all at once.
 """
 
+# ruff: noqa: SIM905 (words in a block of text read better than a list of a hundred strings)
+
 from __future__ import annotations
 
 import keyword
@@ -17,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StrictBool,
+    StrictInt,
     ValidationError,
     model_validator,
 )
@@ -29,8 +32,8 @@ from builder.names import Selector
 MODULE_ATTRIBUTES = frozenset(
     """
     T_destination add_module apply bfloat16 buffers call_super_init children compile cpu cuda double dump_patches eval
-    extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu load_state_dict modules mtia
-    named_buffers named_children named_modules named_parameters parameters register_backward_hook register_buffer
+    extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu load_state_dict modules
+    mtia named_buffers named_children named_modules named_parameters parameters register_backward_hook register_buffer
     register_forward_hook register_forward_pre_hook register_full_backward_hook register_full_backward_pre_hook
     register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module register_parameter
     register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory
@@ -73,6 +76,12 @@ def _number_or_text(value: object) -> object:
 
 
 StrictIntOrText = Annotated[int | str, BeforeValidator(_number_or_text)]
+
+
+def _count(value: object) -> object:
+    if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, str) and value.startswith("="))):
+        raise ValueError(f"{value!r} is a {type(value).__name__}; a count is a whole number or an `=` expression")
+    return value
 
 
 class InputSpec(_Data):
@@ -126,7 +135,7 @@ class LayerSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
     kind: str = Field(description="Parameter, a public class of torch.nn, or a block of this file.")
-    repeat: StrictInt | Expression | None = Field(
+    repeat: Annotated[StrictInt | Expression, BeforeValidator(_count)] | None = Field(
         None, description="Makes a list of so many; `i` is the index within it."
     )
     init: PolicySpec | dict[str, PolicySpec] | None = Field(
@@ -151,9 +160,8 @@ class LayerSpec(BaseModel):
         if self.kind == "Parameter":
             unknown = sorted(set(self.arguments) - {"shape", "axes", "dtype"})
             if unknown:
-                raise ValueError(
-                    f"unknown key {unknown[0]!r} of a Parameter\n{did_you_mean(unknown[0], ['shape', 'axes', 'dtype', 'init', 'repeat'])}"
-                )
+                hint = did_you_mean(unknown[0], ["shape", "axes", "dtype", "init", "repeat"])
+                raise ValueError(f"unknown key {unknown[0]!r} of a Parameter\n{hint}")
             if not isinstance(self.arguments.get("shape"), list | tuple | str):
                 raise ValueError("a Parameter needs a shape\ngive shape: [=rows, =columns]; [] is a single number")
             if isinstance(self.init, dict):
@@ -249,9 +257,13 @@ def problems_of(error: ValidationError, model: type[BaseModel] | None = None) ->
 
 def _known_keys(path: list[str], model: type[BaseModel] | None) -> list[str]:
     section = path[-2] if len(path) >= 2 else ""
-    owner: type[BaseModel] = {"inputs": InputSpec, "buffers": BufferSpec, "freeze": Selector, "blocks": BlockSpec}.get(
-        section, model or ModelSpec
-    )
+    owners: dict[str, type[BaseModel]] = {
+        "inputs": InputSpec,
+        "buffers": BufferSpec,
+        "freeze": Selector,
+        "blocks": BlockSpec,
+    }
+    owner = owners.get(section, model or ModelSpec)
     return [field.alias or name for name, field in owner.model_fields.items()]
 
 

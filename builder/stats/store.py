@@ -81,7 +81,7 @@ def _write_whole(rows: polars.DataFrame, file: Path) -> None:
         rows.write_parquet(stream)
         stream.flush()
         os.fsync(stream.fileno())
-    file.write_bytes(unfinished.read_bytes()); unfinished.unlink()
+    os.replace(unfinished, file)
     folder = os.open(file.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the rename itself

@@ -141,7 +141,7 @@ store = Store(Path(sys.argv[1]), flush_every=1)
 step = int(sys.argv[2])
 names = [f"layer{i}.weight" for i in range(2000)]
 body = {m: [0 if m in COUNTS else 0.1 * i for i in range(2000)] for m in MEASURES}
-while True:
+while step < 9999:
     step += 1
     store.append({"step": [step] * 2000, "epoch": [0] * 2000, "name": names, **body})
     print(step, flush=True)
@@ -159,7 +159,7 @@ while True:
 )
 def test_a_kill_inside_a_flush_leaves_the_file_whole_or_absent(tmp_path, point, kept):
     Store(tmp_path, flush_every=1).append(columns(1, ["a"]))
-    code = WRITER.replace("while True:", f"{KILL_AT}{point}\nwhile True:")
+    code = WRITER.replace("while step < 9999:", f"{KILL_AT}{point}\nfor _ in range(3):")
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path), "1"], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert read_stats(tmp_path).height == 1 + 2000 * kept

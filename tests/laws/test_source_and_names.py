@@ -1,0 +1,118 @@
+"""Laws L3, L4 and L9: one address, what runs is what you can read, and a model file is data."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import builder
+from builder.build import proof_of
+from builder.source import class_name
+
+FILES = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
+
+RUN = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+import saved
+name = sys.argv[2]
+inputs, state = torch.load(sys.argv[1] + "/data.pt")
+model = getattr(saved, name)()
+model.load_state_dict(state)
+model.eval()
+torch.save(model(**inputs), sys.argv[1] + "/out.pt")
+assert "builder" not in sys.modules
+"""
+
+
+def inputs_of(model, batch=2, length=5):
+    proof = proof_of(model)
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for name, spec in proof.loaded.spec.inputs.items():
+        symbols = iter((batch, length, 8, 8))
+        shape = [next(symbols) if isinstance(s, str) and not s.startswith("=") else s for s in spec.shape]
+        shape = [proof.expansion.compute(s, proof.expansion.args, "shape") for s in shape]
+        integer = spec.dtype == "int64"
+        found[name] = (
+            torch.randint(0, 8, shape, generator=generator) if integer else torch.randn(shape, generator=generator)
+        )
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_saved_source_gives_the_same_bits_without_builder(file, tmp_path):
+    model = builder.build(file, seed=1).eval()
+    inputs = inputs_of(model)
+    (tmp_path / "saved.py").write_text(builder.code(file))
+    torch.save((inputs, model.state_dict()), tmp_path / "data.pt")
+    command = [sys.executable, "-c", RUN, str(tmp_path), class_name(file.stem)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(torch.load(tmp_path / "out.pt"), model(**inputs))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_table_state_dict_and_attribute_path_are_one_name(file):
+    model = builder.build(file)
+    table = builder.parameters(model)
+    saved = {row.name for row in table if row.persistent}
+    assert saved == set(model.state_dict())
+    for row in table:
+        if row.kind != "buffer":
+            assert tuple(model.get_parameter(row.name).shape) == row.shape
+
+
+L = {"kind": "Linear", "in_features": 2, "out_features": 2}
+W = {"kind": "Parameter", "shape": [2, 2], "init": "zeros"}
+
+
+@pytest.mark.parametrize(
+    ("change", "address"),
+    [
+        pytest.param(
+            {"layers": {"fc": {**L, "dtype": "float32) or open('PWNED', 'w')#"}}}, "layers.fc.dtype", id="dtype"
+        ),
+        pytest.param(
+            {"layers": {"w": {**W, "dtype": "float32, *open('PWNED', 'w')"}}}, "layers.w.dtype", id="raw dtype"
+        ),
+        pytest.param(
+            {"layers": {"w": {**W, "init": "zeros_(open('PWNED', 'w')) or nn.init.ones"}}},
+            "layers.w.init.policy",
+            id="policy",
+        ),
+        pytest.param(
+            {"layers": {"w": {**W, "init": {"policy": "zeros", "a=open('PWNED', 'w'), b": 1}}}},
+            "layers.w.init",
+            id="policy key",
+        ),
+        pytest.param(
+            {"layers": {"w": {"kind": "LSTM", "input_size": 2, "hidden_size=open('PWNED', 'w') or 3, num_layers": 1}}},
+            "layers.w",
+            id="argument",
+        ),
+        pytest.param(
+            {"layers": {"fc": {"kind": "Linear(open('PWNED', 'w')) or nn.Linear"}}}, "layers.fc.kind", id="kind"
+        ),
+        pytest.param({"tie": {"fc.weight = open('PWNED', 'w') #": "fc.weight"}}, "tie.fc", id="tie target"),
+        pytest.param({"tie": {"fc.weight": "fc.weight if open('PWNED', 'w') else 0"}}, "tie.fc", id="tie source"),
+        pytest.param({"args": {"a=open('PWNED', 'w')": 1}}, "args", id="arg"),
+        pytest.param({"inputs": {"x=open('PWNED', 'w')": {}}}, "inputs", id="input"),
+        pytest.param(
+            {"buffers": {"b": {"value": 1, "dtype": "float32, open('PWNED', 'w')"}}}, "buffers.b.dtype", id="buffer"
+        ),
+        pytest.param({"blocks": {"A: open('PWNED', 'w')\nclass B": {"layers": {"fc": L}}}}, "blocks", id="block"),
+        pytest.param({"forward": "open('PWNED', 'w')"}, "forward", id="forward"),
+        pytest.param({"buffers": {"b": {"value": "=open('PWNED', 'w')"}}}, "buffers.b.value", id="expression"),
+    ],
+)
+def test_text_in_a_model_file_never_becomes_code(change, address, given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = {"inputs": {"x": {}}, "layers": {"fc": L}, "forward": "x", **change}
+    for call in (builder.build, builder.code):
+        with pytest.raises(builder.BuilderError) as caught:
+            call(given(data))
+        assert caught.value.problems[0].address.startswith(address)
+    assert not (tmp_path / "PWNED").exists()
