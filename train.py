@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from builder.config import in_our_words, register_root, running_origin
+from builder.config import CONF, in_our_words, register_root, running_origin
 from builder.errors import BuilderError
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's own errors reach main(), which prints them in our words
@@ -26,7 +26,7 @@ register_root()
 exit_codes: list[int] = []
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def train(config: DictConfig) -> None:
     """One run."""
     from builder.run import run, write_result  # here: `--help` needs neither torch nor Lightning

@@ -24,7 +24,7 @@ def test_unknown_name_is_an_attribute_error():
 
 def test_function_is_not_hidden_by_the_module_of_its_name():
     import builder.build
-    import builder.code  # noqa: F401
+    import builder.code
 
     assert callable(builder.build)
     assert callable(builder.code)

@@ -110,3 +110,11 @@ def test_layers_of_one_shape_get_values_of_their_own():
     layer = {"kind": "Linear", "in_features": 4, "out_features": 4}
     built = builder.build(model({"a": layer, "b": layer}))
     assert not torch.equal(built.a.weight, built.b.weight)
+
+
+@pytest.mark.parametrize("rng", ["keyed", "torch"])
+@pytest.mark.parametrize("init", [None, "xavier_normal"])
+def test_padding_row_stays_zero_under_any_rule(rng, init):
+    layer = {"kind": "Embedding", "num_embeddings": 5, "embedding_dim": 3, "padding_idx": 2}
+    rows = builder.build(model({"e": layer}), rng=rng, init=init).e.weight.abs().sum(1)
+    assert (rows == 0).tolist() == [False, False, True, False, False]

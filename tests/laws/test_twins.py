@@ -170,7 +170,7 @@ def test_model_equals_its_hand_written_twin(source, twin, batches, optimizer):
     assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
     found = losses(ours, optimizer, batches)
     assert found == losses(theirs, optimizer, batches)
-    assert found[-1] < found[0] or batches is not text
+    assert len(set(found)) > 50, "the losses move"
 
 
 @pytest.mark.parametrize(

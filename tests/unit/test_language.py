@@ -198,8 +198,8 @@ def test_forward_is_rendered_as_one_would_write_it(text, source):
         pytest.param("del x\nreturn x", 1, "`Delete`", "allowed", id="del"),
         pytest.param("try:\n  x = x\nexcept: x = x\nreturn x", 1, "`Try`", "allowed", id="try"),
         pytest.param("print(x)\nreturn x", 1, "bare expression", "allowed", id="a call for its effect"),
-        pytest.param("linalg.os(x)", 1, "", ".", id="an attribute of a module"),
-        pytest.param("torch.load('x')", 1, "", ".", id="a module by name"),
+        pytest.param("linalg.os(x)", 1, "os", ".", id="an attribute of a module"),
+        pytest.param("torch.load('x')", 1, "load", ".", id="a module by name"),
     ],
 )
 def test_forward_outside_the_language_is_refused_with_line_and_remedy(text, line, cause, remedy):

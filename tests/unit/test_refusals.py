@@ -30,90 +30,309 @@ WRONG = [
     pytest.param(model(args={"d": "???"}), "args.d", "has no value", "give d: ...", id="an arg without a value"),
     pytest.param(model(args={"d": "=e"}), "args.d", "unknown name 'e'", "known", id="an arg over an unknown name"),
     pytest.param(model(args={"fc": 1}), "model", "both args and layers", "rename", id="one name twice"),
-    pytest.param(model(layers={"train": L}), "layers.train", "hide torch.nn.Module", "choose another", id="a hidden method"),
+    pytest.param(
+        model(layers={"train": L}), "layers.train", "hide torch.nn.Module", "choose another", id="a hidden method"
+    ),
     pytest.param(model(layers={"a.b": L}), "layers.a.b", "cannot be an attribute", "use letters", id="a dotted name"),
     pytest.param(model(layers={"_a": L}), "layers._a", "cannot be an attribute", "use letters", id="a private name"),
     pytest.param(model(layers={"nn": L}), "layers.nn", "generated source", "choose another", id="a reserved name"),
     pytest.param(model(layers={"fc": 3}), "layers.fc", "is not a layer", "{kind", id="a layer that is a number"),
     pytest.param(model(layers={"fc": {}}), "layers.fc.kind", "'kind' is missing", "give kind", id="no kind"),
-    pytest.param(layer(kind="Linera"), "layers.fc.kind", "unknown kind 'Linera'", "did you mean 'Linear'", id="unknown kind"),
+    pytest.param(
+        layer(kind="Linera"), "layers.fc.kind", "unknown kind 'Linera'", "did you mean 'Linear'", id="unknown kind"
+    ),
     pytest.param(layer(kind="LazyLinear"), "layers.fc.kind", "unknown kind", "lazy layer", id="a lazy kind"),
     pytest.param(layer(kind="ModuleList"), "layers.fc.kind", "unknown kind", "use repeat", id="a container"),
     pytest.param(layer(kind="os.system"), "layers.fc.kind", "unknown kind", "allowed", id="a dotted kind"),
     pytest.param(layer(in_feature=2), "layers.fc.in_feature", "no argument", "in_features", id="unknown argument"),
-    pytest.param(model(layers={"fc": {"kind": "Linear", "in_features": 2}}), "layers.fc", "needs 'out_features'", "give", id="missing argument"),
-    pytest.param(layer(in_features=True), "layers.fc.in_features", "is a number, got True", "bools", id="a bool for a number"),
-    pytest.param(layer(in_features=2.5), "layers.fc.in_features", "whole number", "use //", id="a fraction for a number"),
+    pytest.param(
+        model(layers={"fc": {"kind": "Linear", "in_features": 2}}),
+        "layers.fc",
+        "needs 'out_features'",
+        "give",
+        id="missing argument",
+    ),
+    pytest.param(
+        layer(in_features=True), "layers.fc.in_features", "is a number, got True", "bools", id="a bool for a number"
+    ),
+    pytest.param(
+        layer(in_features=2.5), "layers.fc.in_features", "whole number", "use //", id="a fraction for a number"
+    ),
     pytest.param(layer(in_features=0), "layers.fc.in_features", "is 0", "one or more", id="no features"),
     pytest.param(layer(bias=1), "layers.fc.bias", "true or false", "write true", id="a number for a bool"),
     pytest.param(layer(device="cuda"), "layers.fc.device", "no device", "device=", id="a device"),
-    pytest.param(layer(dtype="float33"), "layers.fc.dtype", "unknown dtype", "did you mean 'float32'", id="unknown dtype"),
+    pytest.param(
+        layer(dtype="float33"), "layers.fc.dtype", "unknown dtype", "did you mean 'float32'", id="unknown dtype"
+    ),
     pytest.param(layer(repeat=True), "layers.fc.repeat", "is a bool", "", id="a bool for repeat"),
     pytest.param(layer(repeat=-1), "layers.fc.repeat", "got -1", "from 0 to", id="a negative repeat"),
     pytest.param(layer(repeat="=2/1"), "layers.fc.repeat", "got 2.0", "whole number", id="a fractional repeat"),
-    pytest.param(model(layers={"e": {**E, "padding_idx": -1}}), "layers.e.padding_idx", "is -1", "count from the front", id="negative padding_idx"),
+    pytest.param(
+        model(layers={"e": {**E, "padding_idx": -1}}),
+        "layers.e.padding_idx",
+        "is -1",
+        "count from the front",
+        id="negative padding_idx",
+    ),
     pytest.param(raw(size=3), "layers.w", "unknown key 'size'", "known", id="unknown key of a Parameter"),
     pytest.param(raw(shape=None), "layers.w", "needs a shape", "give shape", id="no shape"),
     pytest.param(raw(shape=[0, 3]), "layers.w.shape", "shape is [0, 3]", "above zero", id="an empty shape"),
     pytest.param(raw(axes=["in", "in"]), "layers.w.axes", "for shape", "one `out`", id="wrong axes"),
-    pytest.param(raw(init={"weight": "normal"}), "layers.w", "takes one policy", "init: normal", id="init by parameter"),
-    pytest.param(raw(init="kaimng_normal"), "layers.w.init.policy", "unknown policy", "kaiming_normal", id="unknown policy"),
+    pytest.param(
+        raw(init={"weight": "normal"}), "layers.w", "takes one policy", "init: normal", id="init by parameter"
+    ),
+    pytest.param(
+        raw(init="kaimng_normal"), "layers.w.init.policy", "unknown policy", "kaiming_normal", id="unknown policy"
+    ),
     pytest.param(raw(init="constant"), "layers.w.init.val", "needs 'val'", "give val", id="missing policy argument"),
-    pytest.param(raw(init={"policy": "normal", "st": 1}), "layers.w.init.st", "no argument 'st'", "did you mean 'std'", id="unknown policy argument"),
-    pytest.param(raw(init={"policy": "normal", "std": -1}), "layers.w.init.std", "is -1", "zero or more", id="a negative std"),
-    pytest.param(raw(init={"policy": "normal", "std": True}), "layers.w.init.std", "got True", "not text or a bool", id="a bool std"),
-    pytest.param(raw(init={"policy": "normal", "std": float("nan")}), "layers.w.init.std", "nan", "finite", id="a std that is no number"),
-    pytest.param(raw(init={"policy": "kaiming_normal", "mode": "fan"}), "layers.w.init.mode", "unknown mode", "fan_in", id="unknown mode"),
-    pytest.param(raw(init="xavier_normal"), "layers.w.init", "fan-in and fan-out", "axes: [in, out]", id="fans without axes"),
-    pytest.param(raw(shape=[6], init="orthogonal"), "layers.w.init", "needs 2 dimensions", "another policy", id="too few dimensions"),
-    pytest.param(raw(shape=[2, 3, 1], init="eye"), "layers.w.init", "at most 2", "another policy", id="too many dimensions"),
-    pytest.param(raw(init={"policy": "values", "values": [1, 2]}), "layers.w.init.values", "shape (2,)", "nested lists", id="values of another shape"),
-    pytest.param(raw(init={"policy": "values", "values": [[1, 2, 3], [1]]}), "layers.w.init.values", "even rows", "nested lists", id="ragged values"),
-    pytest.param(layer(init="normal"), "layers.fc.init", "2 parameters of its own: weight, bias", "say which", id="one policy for two parameters"),
-    pytest.param(layer(init={"wieght": "normal"}), "layers.fc.init.wieght", "no parameter", "did you mean 'weight'", id="unknown parameter of a layer"),
-    pytest.param(model(init={"r": {"match": "fd.*", "policy": "zeros"}}), "init.r", "matches no parameter: match: 'fd.*'", "the model has: fc.weight", id="a rule that matches nothing"),
-    pytest.param(model(init={"a": {"policy": "zeros"}, "b": {"policy": "ones"}}), "init.a", "decides nothing: init.b", "put it after", id="a rule that decides nothing"),
-    pytest.param(model(init={"a": {"mach": "*", "policy": "zeros"}}), "init.a.mach", "no argument 'mach'", "did you mean 'match'", id="a selector misspelt"),
-    pytest.param(model(init={"a": {"policy": "normal", "std": "=d"}}), "init.a.std", "unknown name 'd'", "known", id="a rule over an unknown name"),
-    pytest.param(model(freeze={"f": {"match": "fd.*"}}), "freeze.f", "matches no parameter", "the model has", id="a freeze rule that matches nothing"),
-    pytest.param(model(freeze={"f": {}, "g": {"match": "fc.bias"}}), "freeze.g", "decides nothing: freeze.f", "remove", id="a freeze rule that decides nothing"),
-    pytest.param(model(freeze={"f": {"mach": "*"}}), "freeze.f.mach", "unknown key 'mach'", "match", id="a freeze rule misspelt"),
-    pytest.param(model(tie={"fc.weigth": "fc.weight"}), "tie.fc.weigth", "no parameter 'fc.weigth'", "did you mean 'fc.weight'", id="a tie of an unknown name"),
-    pytest.param(model(tie={"fc.weight": "fc.bias"}), "tie.fc.weight", "is (2, 2) but 'fc.bias' is (2,)", "equal shapes", id="a tie of unequal shapes"),
-    pytest.param(model(tie={"fc.weight": "fc.weight"}), "tie.fc.weight", "a cycle", "remove its tie", id="a tie to itself"),
-    pytest.param(model(layers={"a": L, "b": {**L, "dtype": "float64"}}, tie={"a.weight": "b.weight"}), "tie.a.weight", "float32", "equal dtypes", id="a tie of unequal dtypes"),
+    pytest.param(
+        raw(init={"policy": "normal", "st": 1}),
+        "layers.w.init.st",
+        "no argument 'st'",
+        "did you mean 'std'",
+        id="unknown policy argument",
+    ),
+    pytest.param(
+        raw(init={"policy": "normal", "std": -1}), "layers.w.init.std", "is -1", "zero or more", id="a negative std"
+    ),
+    pytest.param(
+        raw(init={"policy": "normal", "std": True}),
+        "layers.w.init.std",
+        "got True",
+        "not text or a bool",
+        id="a bool std",
+    ),
+    pytest.param(
+        raw(init={"policy": "normal", "std": float("nan")}),
+        "layers.w.init.std",
+        "nan",
+        "finite",
+        id="a std that is no number",
+    ),
+    pytest.param(
+        raw(init={"policy": "kaiming_normal", "mode": "fan"}),
+        "layers.w.init.mode",
+        "unknown mode",
+        "fan_in",
+        id="unknown mode",
+    ),
+    pytest.param(
+        raw(init="xavier_normal"), "layers.w.init", "fan-in and fan-out", "axes: [in, out]", id="fans without axes"
+    ),
+    pytest.param(
+        raw(shape=[6], init="orthogonal"),
+        "layers.w.init",
+        "needs 2 dimensions",
+        "another policy",
+        id="too few dimensions",
+    ),
+    pytest.param(
+        raw(shape=[2, 3, 1], init="eye"), "layers.w.init", "at most 2", "another policy", id="too many dimensions"
+    ),
+    pytest.param(
+        raw(init={"policy": "values", "values": [1, 2]}),
+        "layers.w.init.values",
+        "shape (2,)",
+        "nested lists",
+        id="values of another shape",
+    ),
+    pytest.param(
+        raw(init={"policy": "values", "values": [[1, 2, 3], [1]]}),
+        "layers.w.init.values",
+        "even rows",
+        "nested lists",
+        id="ragged values",
+    ),
+    pytest.param(
+        layer(init="normal"),
+        "layers.fc.init",
+        "2 parameters of its own: weight, bias",
+        "say which",
+        id="one policy for two parameters",
+    ),
+    pytest.param(
+        layer(init={"wieght": "normal"}),
+        "layers.fc.init.wieght",
+        "no parameter",
+        "did you mean 'weight'",
+        id="unknown parameter of a layer",
+    ),
+    pytest.param(
+        model(init={"r": {"match": "fd.*", "policy": "zeros"}}),
+        "init.r",
+        "matches no parameter: match: 'fd.*'",
+        "the model has: fc.weight",
+        id="a rule that matches nothing",
+    ),
+    pytest.param(
+        model(init={"a": {"policy": "zeros"}, "b": {"policy": "ones"}}),
+        "init.a",
+        "decides nothing: init.b",
+        "put it after",
+        id="a rule that decides nothing",
+    ),
+    pytest.param(
+        model(init={"a": {"mach": "*", "policy": "zeros"}}),
+        "init.a.mach",
+        "no argument 'mach'",
+        "did you mean 'match'",
+        id="a selector misspelt",
+    ),
+    pytest.param(
+        model(init={"a": {"policy": "normal", "std": "=d"}}),
+        "init.a.std",
+        "unknown name 'd'",
+        "known",
+        id="a rule over an unknown name",
+    ),
+    pytest.param(
+        model(freeze={"f": {"match": "fd.*"}}),
+        "freeze.f",
+        "matches no parameter",
+        "the model has",
+        id="a freeze rule that matches nothing",
+    ),
+    pytest.param(
+        model(freeze={"f": {}, "g": {"match": "fc.bias"}}),
+        "freeze.g",
+        "decides nothing: freeze.f",
+        "remove",
+        id="a freeze rule that decides nothing",
+    ),
+    pytest.param(
+        model(freeze={"f": {"mach": "*"}}), "freeze.f.mach", "unknown key 'mach'", "match", id="a freeze rule misspelt"
+    ),
+    pytest.param(
+        model(tie={"fc.weigth": "fc.weight"}),
+        "tie.fc.weigth",
+        "no parameter 'fc.weigth'",
+        "did you mean 'fc.weight'",
+        id="a tie of an unknown name",
+    ),
+    pytest.param(
+        model(tie={"fc.weight": "fc.bias"}),
+        "tie.fc.weight",
+        "is (2, 2) but 'fc.bias' is (2,)",
+        "equal shapes",
+        id="a tie of unequal shapes",
+    ),
+    pytest.param(
+        model(tie={"fc.weight": "fc.weight"}), "tie.fc.weight", "a cycle", "remove its tie", id="a tie to itself"
+    ),
+    pytest.param(
+        model(layers={"a": L, "b": {**L, "dtype": "float64"}}, tie={"a.weight": "b.weight"}),
+        "tie.a.weight",
+        "float32",
+        "equal dtypes",
+        id="a tie of unequal dtypes",
+    ),
     pytest.param(
         model(layers={"a": L, "b": {**L, "init": {"weight": "zeros"}}}, tie={"b.weight": "a.weight"}),
-        "layers.b.init.weight", "'b.weight' is tied to 'a.weight'", "give 'a.weight' the init", id="an init of an alias",
+        "layers.b.init.weight",
+        "'b.weight' is tied to 'a.weight'",
+        "give 'a.weight' the init",
+        id="an init of an alias",
     ),
     pytest.param(
         model(layers={"a": L, "b": L}, tie={"b.weight": "a.weight"}, freeze={"f": {"match": "b.weight"}}),
-        "freeze.f", "is tied to 'a.weight'", "address 'a.weight' instead", id="a freeze rule of an alias",
+        "freeze.f",
+        "is tied to 'a.weight'",
+        "address 'a.weight' instead",
+        id="a freeze rule of an alias",
     ),
-    pytest.param(model(inputs={"x": {"shape": ["batch", 3]}}), "layers.fc", "`x = self.fc(x)`", "fc.weight (2, 2)", id="shapes that do not fit"),
-    pytest.param(model(inputs={"x": {"shape": ["batch", 3]}}, forward="y = x\nreturn fc(y)"), "forward", "self.fc(y)", "fc.weight (2, 2)", id="shapes that do not fit in forward"),
-    pytest.param(model(inputs={"x": {"shape": ["b", "=d"]}}), "inputs.x.shape", "unknown name 'd'", "known", id="an input over an unknown name"),
+    pytest.param(
+        model(inputs={"x": {"shape": ["batch", 3]}}),
+        "layers.fc",
+        "`x = self.fc(x)`",
+        "fc.weight (2, 2)",
+        id="shapes that do not fit",
+    ),
+    pytest.param(
+        model(inputs={"x": {"shape": ["batch", 3]}}, forward="y = x\nreturn fc(y)"),
+        "forward",
+        "self.fc(y)",
+        "fc.weight (2, 2)",
+        id="shapes that do not fit in forward",
+    ),
+    pytest.param(
+        model(inputs={"x": {"shape": ["b", "=d"]}}),
+        "inputs.x.shape",
+        "unknown name 'd'",
+        "known",
+        id="an input over an unknown name",
+    ),
     pytest.param(model(inputs={"x": {"shape": [True]}}), "inputs.x.shape.0", "is a bool", "", id="a bool size"),
-    pytest.param(model(inputs={"x": {"range": [0, "=d"]}}), "inputs.x.range", "unknown name 'd'", "known", id="a range over an unknown name"),
-    pytest.param(model(inputs={"x": {"shpe": []}}), "inputs.x.shpe", "unknown key", "did you mean 'shape'", id="an input misspelt"),
+    pytest.param(
+        model(inputs={"x": {"range": [0, "=d"]}}),
+        "inputs.x.range",
+        "unknown name 'd'",
+        "known",
+        id="a range over an unknown name",
+    ),
+    pytest.param(
+        model(inputs={"x": {"shpe": []}}),
+        "inputs.x.shpe",
+        "unknown key",
+        "did you mean 'shape'",
+        id="an input misspelt",
+    ),
     pytest.param(model(inputs={}, forward="fc(1)"), "inputs", "no inputs", "give inputs", id="no inputs"),
-    pytest.param(model(inputs={"x": {}, "y": {}}), "forward", "one input, not 2", "write a forward", id="two inputs in order"),
-    pytest.param(model(layers={"w": W}), "forward", "cannot run in order", "write a forward", id="a raw Parameter in order"),
+    pytest.param(
+        model(inputs={"x": {}, "y": {}}), "forward", "one input, not 2", "write a forward", id="two inputs in order"
+    ),
+    pytest.param(
+        model(layers={"w": W}), "forward", "cannot run in order", "write a forward", id="a raw Parameter in order"
+    ),
     pytest.param(model(forward="3"), "forward", "returns int", "return a tensor", id="a forward that returns a number"),
-    pytest.param(model(forward="y = x\nreturn fd(y)"), "forward", "line 2: unknown name 'fd'", "fc", id="a layer misspelt"),
-    pytest.param(model(buffers={"b": {}}), "buffers.b.value", "is missing", "give value", id="a buffer without a value"),
-    pytest.param(model(buffers={"b": {"value": 1, "persistent": "no"}}), "buffers.b.persistent", "boolean", "", id="text for persistent"),
-    pytest.param(model(blocks={"Linear": BLOCK}), "blocks.Linear", "hides torch.nn.Linear", "rename", id="a block that hides a class"),
-    pytest.param(model(blocks={"Parameter": BLOCK}), "blocks.Parameter", "hides", "rename", id="a block that hides Parameter"),
-    pytest.param(model(blocks={"B": BLOCK}, layers={"b": {"kind": "B"}}), "layers.b", "needs 'd'", "give d", id="a block without its argument"),
-    pytest.param(model(blocks={"B": BLOCK}, layers={"b": {"kind": "B", "d": 1, "e": 2}}), "layers.b.e", "no argument 'e'", "known: d", id="a block with another argument"),
+    pytest.param(
+        model(forward="y = x\nreturn fd(y)"), "forward", "line 2: unknown name 'fd'", "fc", id="a layer misspelt"
+    ),
+    pytest.param(
+        model(buffers={"b": {}}), "buffers.b.value", "is missing", "give value", id="a buffer without a value"
+    ),
+    pytest.param(
+        model(buffers={"b": {"value": 1, "persistent": "no"}}),
+        "buffers.b.persistent",
+        "boolean",
+        "",
+        id="text for persistent",
+    ),
+    pytest.param(
+        model(blocks={"Linear": BLOCK}),
+        "blocks.Linear",
+        "hides torch.nn.Linear",
+        "rename",
+        id="a block that hides a class",
+    ),
+    pytest.param(
+        model(blocks={"Parameter": BLOCK}), "blocks.Parameter", "hides", "rename", id="a block that hides Parameter"
+    ),
+    pytest.param(
+        model(blocks={"B": BLOCK}, layers={"b": {"kind": "B"}}),
+        "layers.b",
+        "needs 'd'",
+        "give d",
+        id="a block without its argument",
+    ),
+    pytest.param(
+        model(blocks={"B": BLOCK}, layers={"b": {"kind": "B", "d": 1, "e": 2}}),
+        "layers.b.e",
+        "no argument 'e'",
+        "known: d",
+        id="a block with another argument",
+    ),
     pytest.param(
         model(blocks={"B": {"inputs": ["x"], "layers": {"b": {"kind": "B"}}}}, layers={"b": {"kind": "B"}}),
-        "blocks.B.layers.b", "contains itself", "use repeat", id="a block within itself",
+        "blocks.B.layers.b",
+        "contains itself",
+        "use repeat",
+        id="a block within itself",
     ),
     pytest.param(model(args={"a": "${oc.env:HOME}"}), "args.a", "resolver", "= expression", id="a resolver"),
-    pytest.param(model(args={"a": "${nothing}"}), "args.a", "not found", "interpolation", id="an interpolation of nothing"),
-]  # fmt: skip
+    pytest.param(
+        model(args={"a": "${nothing}"}), "args.a", "not found", "interpolation", id="an interpolation of nothing"
+    ),
+]
 
 
 @pytest.mark.parametrize(("data", "address", "cause", "remedy"), WRONG)
@@ -177,12 +396,20 @@ def test_wrong_option_of_build_is_refused(options, address, cause, remedy, given
     ("text", "place", "cause"),
     [
         pytest.param("layers:\n  fc: {kind: Linera}\n", "m.yaml:2", "unknown kind", id="a key's line"),
-        pytest.param("layers:\n  fc: {kind: Linear, in_features: 2, out_features: 2}\ninputs: [x]\nforward: |\n  y = x\n  return fd(y)\n", "m.yaml", "unknown name 'fd'", id="forward"),
+        pytest.param(
+            "layers:\n  fc: {kind: Linear, in_features: 2, out_features: 2}\ninputs: [x]\n"
+            "forward: |\n  y = x\n  return fd(y)\n",
+            "m.yaml",
+            "unknown name 'fd'",
+            id="forward",
+        ),
         pytest.param("layers: [\n", "m.yaml", "", id="not YAML"),
         pytest.param("- 1\n", "m.yaml", "not a mapping", id="a list"),
-        pytest.param("layers: {fc: {kind: Linear, in_features: =max(1, 2), out_features: 2}}\n", "m.yaml:1", "", id="cut by YAML"),
+        pytest.param(
+            "layers: {fc: {kind: Linear, in_features: =max(1, 2), out_features: 2}}\n", "m.yaml:1", "", id="cut by YAML"
+        ),
     ],
-)  # fmt: skip
+)
 def test_problem_of_a_file_has_its_line(tmp_path, text, place, cause, refusal):
     file = tmp_path / "m.yaml"
     file.write_text(text)
