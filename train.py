@@ -1,7 +1,7 @@
 """Compose, check, build, fit, test: `python train.py --help` shows how.
 
-A config that is refused ends with exit code 2 and one message. In a sweep (`-m`) a run that fails is recorded, the others
-go on, and the sweep ends with exit code 1.
+A config that is refused ends with exit code 2 and one message. In a sweep (`-m`) a run that fails is recorded, the
+others go on, and the sweep ends with exit code 1.
 """
 
 from __future__ import annotations

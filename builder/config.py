@@ -13,7 +13,8 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from builder.errors import BuilderError, Problem, did_you_mean
 from builder.load import Places, positions
@@ -55,10 +56,15 @@ def origin(choices: Mapping[str, str], overrides: Sequence[str]) -> Origin:
     return Origin(Places(known.file, known.lines, known.texts, given), name, f"init={choices.get('init', 'model')}")
 
 
+def _as_given(overrides: ListConfig) -> list[str]:
+    """Overrides as they were typed: an interpolation such as `data.seed=${seed}` is not theirs to resolve."""
+    return [str(override) for override in overrides._iter_ex(resolve=False)]
+
+
 def running_origin() -> Origin:
     """The origin of the config of the Hydra job that is running."""
     hydra = HydraConfig.get()
-    return origin(dict(hydra.runtime.choices), list(hydra.overrides.task))
+    return origin(dict(hydra.runtime.choices), _as_given(hydra.overrides.task))
 
 
 def composed(overrides: Sequence[str]) -> tuple[DictConfig, Origin]:
@@ -74,7 +80,7 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, Origin]:
     except HydraException as err:
         raise in_our_words(err) from err
     hydra = config.hydra
-    found = origin(dict(hydra.runtime.choices), list(hydra.overrides.task))
+    found = origin(dict(hydra.runtime.choices), _as_given(hydra.overrides.task))
     OmegaConf.set_struct(config, False)
     del config["hydra"]
     return config, found
@@ -94,6 +100,14 @@ def in_our_words(err: HydraException) -> BuilderError:
         address = what.split("Could not override '")[1].partition("'")[0]
         what, hint = "no such group or key", _key_hint(address)
     return BuilderError("config", [Problem(address, what, hint)])
+
+
+def unresolved(err: OmegaConfBaseException, address: str = "config") -> BuilderError:
+    """An interpolation that OmegaConf cannot resolve, or a value that is missing, as a `BuilderError`."""
+    address = str(getattr(err, "full_key", "") or address)
+    return BuilderError(
+        "config", [Problem(address, str(err).splitlines()[0], "mend the interpolation, or give the value")]
+    )
 
 
 def _key_hint(key: str) -> str:

@@ -31,7 +31,8 @@ def check_first_batch(lit: LitModule, proof: Proof, data: pl.LightningDataModule
         batch = next(iter(data.train_dataloader()))
         if not isinstance(batch, list | tuple) or len(batch) != len(lit.task.spec.batch):
             size = len(batch) if isinstance(batch, list | tuple) else type(batch).__name__
-            what = f"the data gives batches of {size}, the task names {len(lit.task.spec.batch)}: {', '.join(lit.task.spec.batch)}"
+            names = lit.task.spec.batch
+            what = f"the data gives batches of {size}, the task names {len(names)}: {', '.join(names)}"
             raise BuilderError("task", [Problem("task.batch", what, "name each part of a batch, in order")])
         _run(lit, proof, batch)
 
@@ -47,7 +48,10 @@ def _run(lit: LitModule, proof: Proof, batch: Any) -> None:
     ]
     model.eval()
     try:
-        _, given = lit.task.evaluate(model, batch)
+        loss, given = lit.task.evaluate(model, batch)
+        if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.is_floating_point():
+            what = f"the loss is {_shown(loss)}; one floating-point number is needed"
+            raise BuilderError("task", [Problem("task.loss", what, "reduce it, as in cross_entropy(...) or .mean()")])
         for name, make in lit.task.make_metrics().items():
             make.update(*given[name])
     except BuilderError:
@@ -85,7 +89,8 @@ def _range_check(name: str, proof: Proof) -> Callable[..., None]:
         rows = int(module.num_embeddings)  # type: ignore[arg-type]
         ids = args[0]
         if ids.numel() and (ids.min().item() < 0 or ids.max().item() >= rows):
-            what = f"index {int(ids.max() if ids.max() >= rows else ids.min())} in the first batch; {name!r} has rows 0 to {rows - 1}"
+            index = int(ids.max() if ids.max() >= rows else ids.min())
+            what = f"index {index} in the first batch; {name!r} has rows 0 to {rows - 1}"
             address = next((i.address for i in proof.expansion.instances if i.path == name), name)
             proof.loaded.refuse([Problem(address, what, "raise num_embeddings, or mend the data")])
 

@@ -53,6 +53,7 @@ FUNCTIONAL = frozenset(
     tanhshrink triplet_margin_loss unfold
     """.split()
 )
+RANDOM = frozenset("bernoulli multinomial rand rand_like randint randn randn_like dropout gumbel_softmax".split())
 DTYPES = frozenset("float16 bfloat16 float32 float64 int8 int16 int32 int64 uint8 complex64 complex128".split())
 METHODS = frozenset(
     """
@@ -562,6 +563,7 @@ class Renderer(ast.NodeTransformer):
         """A call of a function of the allow-list, of a layer, or of a tensor method."""
         function = node.func
         if isinstance(function, ast.Name) and not self._is_bound(function.id):
+            _check_dropout(function.id, node)
             node.func = self._function(function, plain=all(map(self._is_plain, node.args)) and bool(node.args))
         elif isinstance(function, ast.Attribute):
             node.func = self._method(function)
@@ -669,3 +671,11 @@ class Renderer(ast.NodeTransformer):
     def _unknown(self, node: ast.Name) -> LanguageError:
         near = {*self.scope.names(), *self.locals, *TORCH, *FUNCTIONAL, *MATH, *BUILTINS}
         return LanguageError(f"unknown name {node.id!r}", node.lineno, did_you_mean(node.id, near, most=6))
+
+
+def _check_dropout(name: str, call: ast.Call) -> None:
+    """Refuses `dropout(x, p)`, which in torch drops in eval mode as well."""
+    if name == "dropout" and len(call.args) < 3 and not any(keyword.arg == "training" for keyword in call.keywords):
+        raise LanguageError(
+            "dropout without `training` drops in eval mode too", call.lineno, "write dropout(x, 0.1, training)"
+        )

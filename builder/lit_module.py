@@ -1,7 +1,7 @@
 """The LightningModule: a built model, its task, its optimizer.
 
-`plan_run` proves a composed config without memory for parameters; `lightning_module` goes on to a module that a Lightning
-`Trainer` fits. Frozen parameters never reach the optimizer.
+`plan_run` proves a composed config without memory for parameters; `lightning_module` goes on to a module that a
+Lightning `Trainer` fits. Frozen parameters never reach the optimizer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from builder.build import Proof, materialise, prove
-from builder.errors import BuilderError, Problem, did_you_mean, raise_all
+from builder.config import unresolved
+from builder.errors import Problem, did_you_mean, raise_all
 from builder.load import Places
 from builder.optim import check_optimizer, check_scheduler, make_optimizer, make_scheduler
 from builder.table import rows, totals
@@ -68,7 +69,7 @@ class LitModule(pl.LightningModule):
         for name, values in given.items():
             metric = self.metrics[f"{stage}_{name}"]
             metric(*values)
-            self.log(f"{stage}/{name}", metric, on_epoch=True, on_step=False, prog_bar=True, batch_size=size)  # type: ignore[arg-type]
+            self.log(f"{stage}/{name}", metric, on_epoch=True, on_step=False, prog_bar=True, batch_size=size)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters, and the scheduler if there is one."""
@@ -130,8 +131,7 @@ def plan_run(
     )
     task = read_task(plain["task"])
     problems = [
-        *check_optimizer(plain["optimizer"]),
-        *check_scheduler(plain.get("scheduler") or {}),
+        *(check_optimizer(plain["optimizer"]) or check_scheduler(plain.get("scheduler") or {}, plain["optimizer"])),
         *_check_settings(plain),
     ]
     counts = totals(rows(proof))
@@ -168,10 +168,7 @@ def plain_sections(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
             value = node.get(key)
             plain[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         except OmegaConfBaseException as err:
-            address = str(getattr(err, "full_key", "") or key)
-            raise BuilderError(
-                "config", [Problem(address, str(err).splitlines()[0], "mend the interpolation, or give the value")]
-            ) from err
+            raise unresolved(err, key) from err
     return {key: value for key, value in plain.items() if value is not None}
 
 

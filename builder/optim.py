@@ -1,4 +1,8 @@
-"""Optimizer and scheduler from config: classes of `torch.optim`, arguments checked before anything is built."""
+"""Optimizer and scheduler from config: classes of `torch.optim`, arguments checked before anything is built.
+
+The names of arguments are compared with the signature, and the whole is rehearsed on a parameter of one value, so that what
+torch notices only at the first step is refused before the run has written anything.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +31,42 @@ _LIGHTNING_KEYS = {"interval", "frequency", "monitor"}  # what Lightning, not th
 
 def check_optimizer(config: Mapping[str, Any]) -> list[Problem]:
     """What is wrong with an optimizer's config: `{_target_: torch.optim.AdamW, lr: 0.001}`."""
-    return _check("optimizer", config, OPTIMIZERS, "torch.optim", {"params"}, set())
+    problems = _check("optimizer", config, OPTIMIZERS, "torch.optim", {"params"}, set())
+    return problems or _rehearsed("optimizer", config, {})
 
 
-def check_scheduler(config: Mapping[str, Any]) -> list[Problem]:
-    """What is wrong with a scheduler's config; an empty one is none."""
-    return (
-        _check("scheduler", config, SCHEDULERS, "torch.optim.lr_scheduler", {"optimizer"}, _LIGHTNING_KEYS)
-        if config
-        else []
-    )
+def check_scheduler(config: Mapping[str, Any], optimizer: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with a scheduler's config, given a checked optimizer's; an empty one is none."""
+    if not config:
+        return []
+    problems = _check("scheduler", config, SCHEDULERS, "torch.optim.lr_scheduler", {"optimizer"}, _LIGHTNING_KEYS)
+    if config.get("interval", "epoch") not in ("epoch", "step"):
+        what = f"unknown interval {config['interval']!r}"
+        problems.append(Problem("scheduler.interval", what, did_you_mean(config["interval"], ["epoch", "step"])))
+    if _is_plateau(config) and not config.get("monitor"):
+        problems.append(Problem("scheduler.monitor", "is missing", "name what it watches: scheduler.monitor=val/loss"))
+    return problems or _rehearsed("scheduler", optimizer, config)
+
+
+def _is_plateau(config: Mapping[str, Any]) -> bool:
+    return str(config.get("_target_", "")).endswith(".ReduceLROnPlateau")
+
+
+def _rehearsed(section: str, optimizer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> list[Problem]:
+    """What a step on a parameter of one value says: classes of torch check some arguments only when they run."""
+    config = scheduler or optimizer
+    name = str(config["_target_"]).rpartition(".")[2]
+    try:
+        made = make_optimizer(optimizer, [nn.Parameter(torch.zeros(1, 1))])
+        made.step(lambda: 0.0)
+        if scheduler:
+            moves: Any = make_scheduler(scheduler, made)["scheduler"]
+            moves.step(*([0.0] if _is_plateau(scheduler) else []))
+    except Exception as err:  # torch raises anything from an IndexError to an AssertionError for a bad argument
+        given = ", ".join(f"{key}: {value!r}" for key, value in config.items() if key != "_target_")
+        said = f"{type(err).__name__}: {str(err).splitlines()[0] if str(err) else 'no message'}"
+        return [Problem(section, f"{name} does not run with {given or 'no arguments'}: {said}", "mend its arguments")]
+    return []
 
 
 def _check(

@@ -17,6 +17,7 @@ from typing import Any
 from builder.errors import Problem, did_you_mean
 from builder.language import (
     DTYPES,
+    RANDOM,
     LanguageError,
     Renderer,
     Scope,
@@ -257,6 +258,10 @@ class _Writer:
     def _buffer(self, name: str, buffer: BufferSpec, scope: Scope, address: str) -> str:
         dtype = f", dtype=torch.{buffer.dtype}" if buffer.dtype else ""
         value = self._value(buffer.value, scope, address)
+        drawn = RANDOM & _names(buffer.value)
+        if drawn:
+            what = f"{min(drawn)} draws random numbers; a buffer's value depends on nothing but the model's args"
+            self.problems.append(Problem(address, what, "make it a Parameter with an init, and freeze it"))
         persistent = "" if buffer.persistent else ", persistent=False"
         return f'self.register_buffer("{name}", torch.as_tensor({value}{dtype}){persistent})'
 

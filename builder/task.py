@@ -5,8 +5,8 @@
     loss: cross_entropy(logits, y)
     metrics: {accuracy: {_target_: torchmetrics.Accuracy, task: multiclass, num_classes: 10, of: [logits, y]}}
 
-The texts become one Python function each, generated and run as a model's forward is. Only classes of torchmetrics can be
-metrics.
+The texts become one Python function each, generated and run as a model's forward is. Only classes of torchmetrics can
+be metrics.
 """
 
 from __future__ import annotations
@@ -132,10 +132,14 @@ def _metric(name: str, given: Mapping[str, Any], problems: list[Problem]) -> Cal
     ):
         hint = did_you_mean(cls_name, torchmetrics.__all__, most=6) + "\ngive _target_: torchmetrics.NAME"
         problems.append(Problem(f"{address}._target_", f"{target!r} is not a metric of torchmetrics", hint))
-        return torchmetrics.MeanMetric
+        return torchmetrics.MeanMetric  # type: ignore[no-any-return]
     metric_class: Callable[..., torchmetrics.Metric] = cls
     try:
         metric_class(**arguments)
     except (TypeError, ValueError, ModuleNotFoundError) as err:
         problems.append(Problem(address, f"{cls_name}: {str(err).splitlines()[0]}", "mend its arguments"))
-    return lambda: metric_class(**arguments)
+
+    def make() -> torchmetrics.Metric:
+        return metric_class(**arguments)
+
+    return make
