@@ -1,7 +1,7 @@
 """Optimizer and scheduler from config: classes of `torch.optim`, arguments checked before anything is built.
 
-The names of arguments are compared with the signature, and the whole is rehearsed on a parameter of one value, so that what
-torch notices only at the first step is refused before the run has written anything.
+Arguments are compared with the signature, and the whole is rehearsed on a parameter of one value, so that what torch
+notices only at the first step is refused before the run has written anything.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def _rehearsed(section: str, optimizer: Mapping[str, Any], scheduler: Mapping[st
     name = str(config["_target_"]).rpartition(".")[2]
     try:
         made = make_optimizer(optimizer, [nn.Parameter(torch.zeros(1, 1))])
+        moves: Any = make_scheduler(scheduler, made)["scheduler"] if scheduler else None
         made.step(lambda: 0.0)
-        if scheduler:
-            moves: Any = make_scheduler(scheduler, made)["scheduler"]
+        if moves is not None:
             moves.step(*([0.0] if _is_plateau(scheduler) else []))
     except Exception as err:  # torch raises anything from an IndexError to an AssertionError for a bad argument
         given = ", ".join(f"{key}: {value!r}" for key, value in config.items() if key != "_target_")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import pytorch_lightning as pl
 import torch
@@ -21,17 +22,24 @@ from hydra.utils import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import Logger
 from rich.console import Console
 from rich.table import Table
 
-from builder.config import Origin
-from builder.errors import BuilderError, Problem, did_you_mean
+from builder.config import Origin, unresolved
+from builder.errors import BuilderError, Problem, did_you_mean, raise_all
 from builder.first_batch import check_first_batch
 from builder.lit_module import LitModule, lightning_module, plan_run
+from builder.names import Selector
 from builder.progress import SaveOnException, is_terminal, progress
 from builder.stats.callback import ParameterStatistics
+from builder.stats.record import chosen_parameters
 from builder.table import as_data, parameters, render_table
+from builder.task import Task
+
+Made = TypeVar("Made")
 
 # What Lightning says of choices that are made here on purpose.
 _EXPECTED = (
@@ -42,6 +50,7 @@ _EXPECTED = (
     ".*The dirpath has changed from.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*GPU available but not used.*",
+    ".*scheduler is using 'interval': 'epoch'.*",
 )
 
 
@@ -56,12 +65,16 @@ def run(config: DictConfig, origin: Origin, console: Console | None = None) -> d
     started = time.perf_counter()
     _write(directory / "config.yaml", _resolved(config))
     _quieten()
-    pl.seed_everything(config.seed if isinstance(config.seed, int) else 0, workers=True, verbose=False)
     plan = plan_run(config, places=origin.places, name=origin.name, scheme_name=origin.scheme_name)
-    lit = lightning_module(plan)
-    data = _instantiated(config.data, "data")
+    _check_settings(config, plan.task)
     checkpoint = _checkpoint_path(config)
+    pl.seed_everything(plan.config.get("seed", 0), workers=True, verbose=False)
+    data = _instantiated(config.data, "data", pl.LightningDataModule)
     trainer = make_trainer(config, directory)
+    lit = lightning_module(plan)
+    _check_statistics(config, lit)
+    if checkpoint is not None:
+        _check_checkpoint(checkpoint, lit)
     check_first_batch(lit, plan.proof, data)
     _write_model(directory, lit, plan.proof.source.text, console)
     fitted = _fit(trainer, lit, data, checkpoint)
@@ -94,21 +107,8 @@ def make_trainer(config: DictConfig, directory: Path) -> pl.Trainer:
         BuilderError: An unknown key of `trainer`, or hardware that is not there.
     """
     settings = _plain(config.trainer, "trainer")
-    known = (
-        pl.Trainer.__init__.__wrapped__.__annotations__
-        if hasattr(pl.Trainer.__init__, "__wrapped__")
-        else pl.Trainer.__init__.__annotations__
-    )
-    unknown = [key for key in settings if key not in known]
-    if unknown:
-        raise BuilderError(
-            "config",
-            [
-                Problem(f"trainer.{key}", f"Trainer has no argument {key!r}", did_you_mean(key, known, most=20))
-                for key in unknown
-            ],
-        )
-    loggers = [_instantiated(node, f"logger.{name}") for name, node in config.logger.items() if node]
+    raise_all("config", _check_trainer(settings))
+    loggers = [_instantiated(node, f"logger.{name}", Logger) for name, node in config.logger.items() if node]
     try:
         return pl.Trainer(
             **settings,
@@ -129,10 +129,6 @@ def make_trainer(config: DictConfig, directory: Path) -> pl.Trainer:
 
 def _callbacks(config: DictConfig, directory: Path) -> list[pl.Callback]:
     checkpoints = directory / "checkpoints"
-    if config.mode not in ("min", "max"):
-        raise BuilderError(
-            "config", [Problem("mode", f"unknown mode {config.mode!r}", did_you_mean(config.mode, ["max", "min"]))]
-        )
     found: list[pl.Callback] = [
         ModelCheckpoint(
             checkpoints,
@@ -151,25 +147,12 @@ def _callbacks(config: DictConfig, directory: Path) -> list[pl.Callback]:
     stats = _plain(config.stats, "stats")
     if stats.pop("enabled", False):
         found.append(ParameterStatistics(**stats, directory=directory))
-    return found + [_instantiated(node, f"callbacks.{name}") for name, node in config.callbacks.items()]
+    return found + [_instantiated(node, f"callbacks.{name}", pl.Callback) for name, node in config.callbacks.items()]
 
 
-def _fit(trainer: pl.Trainer, lit: LitModule, data: Any, checkpoint: str | None) -> float:
+def _fit(trainer: pl.Trainer, lit: LitModule, data: pl.LightningDataModule, checkpoint: str | None) -> float:
     started = time.perf_counter()
-    try:
-        trainer.fit(lit, datamodule=data, ckpt_path=checkpoint)
-    except MisconfigurationException as err:
-        raise BuilderError(
-            "config",
-            [Problem("trainer", str(err).splitlines()[0], "the names of metrics are train/loss, val/loss, val/METRIC")],
-        ) from err
-    except RuntimeError as err:
-        if checkpoint is not None and "loading state_dict" in str(err):
-            what = "the checkpoint is of another model: " + " ".join(str(err).split())[:300]
-            raise BuilderError(
-                "config", [Problem("ckpt_path", what, "use the model and args that it was made with")]
-            ) from err
-        raise
+    trainer.fit(lit, datamodule=data, ckpt_path=checkpoint)
     return time.perf_counter() - started
 
 
@@ -201,6 +184,73 @@ def _checkpoint_path(config: DictConfig) -> str | None:
     return str(path)
 
 
+def _check_checkpoint(path: str, lit: LitModule) -> None:
+    """Refuses a checkpoint whose tensors do not fit, before Lightning has begun."""
+    try:
+        saved = torch.load(path, map_location="meta", weights_only=True)["state_dict"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as err:
+        what = f"{path!r} is not a checkpoint: {' '.join(str(err).split())[:200]}"
+        raise BuilderError("config", [Problem("ckpt_path", what, "runs keep theirs in RUN/checkpoints")]) from err
+    shapes = {name: tuple(value.shape) for name, value in saved.items()}
+    needed = {name: tuple(value.shape) for name, value in lit.state_dict().items()}
+    wrong = [
+        f"{name.removeprefix('model.')} is {shapes.get(name, 'missing')} in it, {needed.get(name, 'missing')} in the model"
+        for name in {**needed, **shapes}
+        if shapes.get(name) != needed.get(name)
+    ]
+    if wrong:
+        what = "the checkpoint is of another model: " + "; ".join(wrong[:4]) + ("; ..." if len(wrong) > 4 else "")
+        raise BuilderError("config", [Problem("ckpt_path", what, "use the model and args that it was made with")])
+
+
+# ---- what the run itself is told -----------------------------------------------------------------------------------
+
+
+def _check_settings(config: DictConfig, task: Task) -> None:
+    """Refuses wrong values of the keys at the top of a config, all at once."""
+    problems = []
+    metrics = ["train/loss", "val/loss", *(f"val/{name}" for name in task.spec.metrics)]
+    for key in ("monitor", "scheduler.monitor"):
+        watched = OmegaConf.select(config, key)
+        if watched not in metrics and not (watched is None and key != "monitor"):
+            problems.append(Problem(key, f"no metric {watched!r} in this task", did_you_mean(watched, metrics)))
+    if config.mode not in ("min", "max"):
+        problems.append(Problem("mode", f"unknown mode {config.mode!r}", did_you_mean(config.mode, ["max", "min"])))
+    if not isinstance(config.test, bool):
+        problems.append(Problem("test", f"got {config.test!r}", "true or false"))
+    patience = config.early_stopping.patience
+    if patience is not None and (isinstance(patience, bool) or not isinstance(patience, int) or patience < 0):
+        hint = "validations without improvement, a whole number; null: never stop early"
+        problems.append(Problem("early_stopping.patience", f"got {patience!r}", hint))
+    if not isinstance(config.callbacks, DictConfig):
+        problems.append(Problem("callbacks", f"got {config.callbacks!r}", "give callbacks by name: {NAME: {...}}"))
+    raise_all("config", problems)
+
+
+def _check_trainer(settings: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with a trainer's settings, by the types that its signature declares."""
+    known = get_type_hints(pl.Trainer.__init__)
+    problems = []
+    for key, value in settings.items():
+        if key not in known:
+            what = f"Trainer has no argument {key!r}"
+            problems.append(Problem(f"trainer.{key}", what, did_you_mean(key, known, most=20)))
+            continue
+        try:
+            TypeAdapter(known[key], config=ConfigDict(arbitrary_types_allowed=True, strict=True)).validate_python(value)
+        except ValidationError:
+            declared = str(known[key]).replace("typing.", "").replace("NoneType", "None")
+            problems.append(Problem(f"trainer.{key}", f"got {value!r}", f"Trainer declares {declared}"))
+    return problems
+
+
+def _check_statistics(config: DictConfig, lit: LitModule) -> None:
+    """Refuses a selector of statistics that chooses nothing; Lightning would start its loggers before it is read."""
+    stats = _plain(config.stats, "stats")
+    if stats.get("enabled"):
+        chosen_parameters(lit.model, Selector.model_validate(stats.get("select") or {}))
+
+
 # ---- config and artefacts ------------------------------------------------------------------------------------------
 
 
@@ -208,10 +258,7 @@ def _resolved(config: DictConfig) -> str:
     try:
         return OmegaConf.to_yaml(config, resolve=True)
     except OmegaConfBaseException as err:
-        address = str(getattr(err, "full_key", "") or "config")
-        raise BuilderError(
-            "config", [Problem(address, str(err).splitlines()[0], "mend the interpolation, or give the value")]
-        ) from err
+        raise unresolved(err) from err
 
 
 def _plain(node: DictConfig, section: str) -> dict[str, Any]:
@@ -220,9 +267,11 @@ def _plain(node: DictConfig, section: str) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _instantiated(node: Any, section: str) -> Any:
+def _instantiated(node: Any, section: str, kind: type[Made]) -> Made:
+    """What `_target_` makes of its arguments, which has to be of a kind."""
+    hint = f"mend {section}._target_ or its arguments"
     try:
-        return instantiate(node)
+        made = instantiate(node)
     except InstantiationException as err:
         cause: BaseException | None = err
         while cause is not None:
@@ -230,10 +279,10 @@ def _instantiated(node: Any, section: str) -> Any:
                 raise cause from err
             last, cause = cause, cause.__cause__
         what = " ".join(str(err).splitlines()[0].split())
-        raise BuilderError(
-            "config",
-            [Problem(section, what if last is err else str(last), f"mend {section}._target_ or its arguments")],
-        ) from err
+        raise BuilderError("config", [Problem(section, what if last is err else str(last), hint)]) from err
+    if not isinstance(made, kind):
+        raise BuilderError("config", [Problem(section, f"makes a {type(made).__name__}, not a {kind.__name__}", hint)])
+    return made
 
 
 def _write_model(directory: Path, lit: LitModule, source: str, console: Console) -> None:
