@@ -17,8 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from builder.config import CONF, in_our_words, register_root, running_origin
+from builder.config import CONF, help_text, in_our_words, register_root, running_origin, unresolved
 from builder.errors import BuilderError
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's own errors reach main(), which prints them in our words
@@ -35,7 +36,9 @@ def train(config: DictConfig) -> None:
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
         run(config, running_origin())
-    except Exception as err:
+    except Exception as caught:
+        # A section that was taken out of the config (`~callbacks`) is missed only where it is read.
+        err = unresolved(caught) if isinstance(caught, OmegaConfBaseException) else caught
         if not in_sweep and not isinstance(err, BuilderError):
             raise
         print(err if isinstance(err, BuilderError) else traceback.format_exc(), file=sys.stderr)
@@ -48,6 +51,9 @@ def train(config: DictConfig) -> None:
 
 def main() -> int:
     """Runs the command line; returns the exit code."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text())
+        return 0
     exit_codes.clear()
     try:
         train()

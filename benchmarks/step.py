@@ -373,7 +373,7 @@ def fit_both(case: Case, first: str, second: str, pairs: int, threads: int) -> t
             errors.append(err)
             turns.fail()
 
-    workers = [threading.Thread(target=fit, args=(side,)) for side in (0, 1)]
+    workers = [threading.Thread(target=fit, args=(side,), daemon=True) for side in (0, 1)]
     for worker in workers:
         worker.start()
     for worker in workers:

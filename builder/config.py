@@ -9,11 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from builder.errors import BuilderError, Problem, did_you_mean
@@ -21,6 +22,35 @@ from builder.load import Places, positions
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
+
+
+_HELP = """builder: YAML to ordinary PyTorch, with every parameter accounted for
+
+python train.py [+recipes=NAME] [GROUP=NAME ...] [KEY=VALUE ...]
+
+Examples
+  python train.py                                     digits with a small MLP
+  python train.py +recipes=char_gpt                   a complete experiment
+  python train.py init=orthogonal optimizer.lr=0.01   another init, another learning rate
+  python train.py model.args.hidden=256 trainer.max_epochs=5
+  python train.py ckpt_path=RUN/checkpoints/last.ckpt trainer.max_epochs=60
+  python train.py -m init=default,orthogonal init_seed=0,1,2
+  python train.py --cfg job                           print the config and stop
+  python train.py --hydra-help                        Hydra's own options
+
+Groups (GROUP=NAME)
+{groups}
+
+Keys (KEY=VALUE)
+  seed, init_seed, rng, monitor, mode, early_stopping.patience, ckpt_path, test,
+  and every key of a group: optimizer.lr, trainer.max_epochs, stats.every_n_steps, ..."""
+
+
+def help_text() -> str:
+    """What `python train.py --help` prints; Hydra's own help loads every file of every group, which takes a second."""
+    folders = [*sorted(path for path in CONF.iterdir() if path.is_dir()), ROOT / "recipes"]
+    groups = [f"  {path.name}: {', '.join(sorted(file.stem for file in path.glob('*.yaml')))}" for path in folders]
+    return _HELP.format(groups="\n".join(groups))
 
 
 def register_root() -> None:
@@ -56,9 +86,11 @@ def origin(choices: Mapping[str, str], overrides: Sequence[str]) -> Origin:
     return Origin(Places(known.file, known.lines, known.texts, given), name, f"init={choices.get('init', 'model')}")
 
 
-def _as_given(overrides: ListConfig) -> list[str]:
+def _as_given(overrides: Any) -> list[str]:
     """Overrides as they were typed: an interpolation such as `data.seed=${seed}` is not theirs to resolve."""
-    return [str(override) for override in overrides._iter_ex(resolve=False)]
+    given = OmegaConf.to_container(overrides, resolve=False)
+    assert isinstance(given, list), "Hydra keeps overrides as a list"
+    return [str(override) for override in given]
 
 
 def running_origin() -> Origin:
@@ -90,7 +122,7 @@ def in_our_words(err: HydraException) -> BuilderError:
     """An error of Hydra's composition as a `BuilderError`."""
     lines = [line.strip() for line in f"{err}\n{err.__cause__ or ''}".splitlines() if line.strip()]
     lines = [re.sub(r"^In '[^']*': ?", "", line) for line in lines] or [type(err).__name__]
-    what, address, hint = lines[0], "overrides", "\n".join(lines[1:4])
+    what, address, hint = lines[0], str(getattr(err, "override", "overrides")), "\n".join(lines[1:4])
     if "Could not find '" in what:
         address = what.split("Could not find '")[1].partition("'")[0]
         group, _, given = address.rpartition("/")

@@ -1,0 +1,195 @@
+"""What a run leaves, how it stops and goes on, and that what is frozen stays as it was."""
+
+import copy
+import json
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+
+import builder
+from builder.config import composed
+from builder.lit_module import plan_run
+from builder.stats.store import read_stats
+
+SMALL = ["trainer=cpu", "model.args.hidden=16", "trainer.max_epochs=2", "scheduler=none"]
+QUIET = [*SMALL, "stats=none", "logger=none", "test=false"]
+
+
+class Interrupts(pl.Callback):
+    """Presses Ctrl-C after some batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.batches:
+            raise KeyboardInterrupt
+
+
+def test_run_leaves_its_config_source_table_metrics_events_statistics_and_checkpoints(command):
+    ended = command(*SMALL, "stats.every_n_steps=10")
+    assert ended.code == 0
+    assert {
+        "config.yaml", "model.py", "parameters.json", "metrics.csv", "result.json",
+        "checkpoints/best.ckpt", "checkpoints/last.ckpt", ".hydra/overrides.yaml",
+    } <= set(ended.files)  # fmt: skip
+    assert any(file.startswith("tensorboard/events.out.tfevents") for file in ended.files)
+    assert sorted(set(read_stats(ended.directory)["step"])) == [10, 20, 30]
+    assert not any(file.endswith(".part") for file in ended.files)
+
+    config = OmegaConf.load(ended.directory / "config.yaml")
+    assert OmegaConf.to_yaml(config) == OmegaConf.to_yaml(config, resolve=True), "the config is resolved"
+    assert config.model.args.hidden == 16
+
+    assert "class DigitsMlp" in (ended.directory / "model.py").read_text()
+    header = (ended.directory / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"epoch", "step", "train/loss", "val/loss", "val/accuracy", "test/loss", "test/accuracy"} <= set(header)
+
+    result = ended.result
+    assert (result["status"], result["error"]) == ("ok", None)
+    assert "stats.every_n_steps=10" in result["overrides"]
+    assert {"train/loss", "val/loss", "val/accuracy", "test/loss", "test/accuracy"} <= set(result["metrics"])
+    assert list(result["references"]) == ["majority class accuracy"]
+    assert "majority class accuracy" in ended.out
+    assert str(ended.directory) in ended.out
+
+
+def test_printed_totals_are_the_sums_of_the_table(command):
+    ended = command(*QUIET, "trainer.max_epochs=1", "+freeze.first={match:'fc1.*'}")
+    rows = ended.table["parameters"] if isinstance(ended.table, dict) else ended.table
+    trainable = sum(row["numel"] for row in rows if row["trainable"])
+    frozen = sum(row["numel"] for row in rows if not row["trainable"])
+    assert (frozen, trainable) == (64 * 16 + 16, 16 * 16 + 16 + 16 * 10 + 10)
+    for total in (trainable, frozen, trainable + frozen):
+        assert f"{total:,}" in ended.out
+
+
+def test_resumed_run_goes_on_where_the_first_one_stopped(command):
+    straight = command(*QUIET, "trainer.max_epochs=4", into="straight")
+    first = command(*QUIET, into="first")
+    ended = command(*QUIET, "trainer.max_epochs=4", f"ckpt_path={first.directory}/checkpoints/last.ckpt", into="second")
+    assert (straight.code, ended.code) == (0, 0)
+    assert "epoch 4" in ended.out
+    before, after = (
+        torch.load(run.directory / "checkpoints" / "last.ckpt", weights_only=True) for run in (first, ended)
+    )
+    assert (before["epoch"], after["epoch"]) == (1, 3)  # counted from 0
+    assert after["global_step"] == 2 * before["global_step"]
+    assert list(after["state_dict"]) == list(before["state_dict"])
+    assert not torch.equal(ended.weights()["fc1.weight"], first.weights()["fc1.weight"])
+
+
+def test_early_stopping_stops(command):
+    ended = command(*QUIET, "trainer.max_epochs=50", "optimizer.lr=0.0", "early_stopping.patience=2")
+    assert ended.code == 0
+    saved = torch.load(ended.directory / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["epoch"] <= 3
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(command, capsys):
+    stop = "+callbacks.stop={_target_: tests.train.test_run.Interrupts, batches: 5}"
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        command(*QUIET, stop, into="stopped")
+    said = capsys.readouterr().err
+    assert "stopped at step 5; go on with ckpt_path=" in said
+    file = said.split("ckpt_path=")[1].split()[0]
+    assert file.endswith("stopped/checkpoints/interrupted.ckpt")
+    assert command(*QUIET, f"ckpt_path={file}", into="on").code == 0
+
+
+def test_init_seed_alone_decides_the_initial_values():
+    def values(*overrides):
+        config, _ = composed(["model.args.hidden=16", *overrides])
+        return builder.lightning_module(config).model.state_dict()["fc1.weight"]
+
+    first = values("seed=1", "init_seed=3")
+    assert torch.equal(values("seed=2", "init_seed=3"), first)
+    assert not torch.equal(values("seed=1", "init_seed=4"), first)
+    assert torch.equal(values("seed=3"), first), "by default init_seed is the seed"
+
+
+def test_seed_orders_the_data(command):
+    runs = [
+        command(*QUIET, "trainer.max_epochs=1", f"seed={seed}", "init_seed=3", into=f"{place}")
+        for place, seed in enumerate((1, 1, 2))
+    ]
+    weights = [run.weights()["fc1.weight"] for run in runs]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_three_kinds_draws_its_initial_values(command):
+    ended = command("+recipes=three_kinds", "trainer=cpu", "trainer.max_epochs=1", "trainer.max_steps=5", "stats=none")
+    assert ended.code == 0
+    assert (ended.directory / "initial_values.png").read_bytes().startswith(b"\x89PNG")
+    rows = ended.table["parameters"] if isinstance(ended.table, dict) else ended.table
+    assert {row["name"]: row["numel"] for row in rows if row["numel"] == 3200}.keys() == {
+        "weight", "linear.weight", "embedding.weight",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_frozen_parameter_keeps_every_bit_under_weight_decay(command, optimizer):
+    overrides = [*QUIET, f"optimizer={optimizer}", "optimizer.weight_decay=0.1", "+freeze.first={match:'fc1.*'}"]
+    config, _ = composed(overrides)
+    before = builder.lightning_module(config).model.state_dict()
+    after = command(*overrides).weights()
+    assert {name for name in after if torch.equal(after[name], before[name])} == {"fc1.weight", "fc1.bias"}
+
+
+PLAIN = {
+    "model": {
+        "args": {"d": 4},
+        "inputs": {"x": {"shape": ["batch", 3]}},
+        "layers": {"fc": {"kind": "Linear", "in_features": 3, "out_features": "=d"}},
+    },
+    "task": {"batch": ["x", "y"], "loss": "mse_loss(model(x), y)"},
+    "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1},
+    "init": {"all": {"min_ndim": 2, "policy": "ones"}},
+    "init_seed": 7,
+}
+
+
+def test_lightning_module_from_plain_data_is_one_that_trains(given):
+    lit = builder.lightning_module(given(PLAIN))
+    assert torch.equal(lit.model.fc.weight, torch.ones(4, 3))
+    optimizer = lit.configure_optimizers()
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    batch = (torch.ones(2, 3), torch.zeros(2, 4))
+    before = lit.task.loss(lit.model, batch)
+    before.backward()
+    optimizer.step()
+    assert lit.task.loss(lit.model, batch) < before
+    assert lit(batch[0]).shape == (2, 4)
+
+
+def test_scheduler_goes_to_lightning_with_its_interval(given):
+    scheduler = {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 2, "interval": "step"}
+    made = builder.lightning_module(given({**copy.deepcopy(PLAIN), "scheduler": scheduler})).configure_optimizers()
+    assert made["lr_scheduler"]["interval"] == "step"
+    assert made["lr_scheduler"]["scheduler"].step_size == 2
+
+
+def test_plan_keeps_memory_unspent():
+    assert all(parameter.is_meta for parameter in plan_run(PLAIN).proof.meta.parameters())
+
+
+def test_frozen_parameters_never_reach_the_optimizer(given):
+    frozen = {**copy.deepcopy(PLAIN), "freeze": {"bias": {"match": "*.bias"}}}
+    optimizer = builder.lightning_module(given(frozen)).configure_optimizers()
+    assert [tuple(p.shape) for group in optimizer.param_groups for p in group["params"]] == [(4, 3)]
+
+
+@pytest.mark.parametrize("section", ["model", "task", "optimizer"])
+def test_missing_section_is_named(refusal, section):
+    problem = refusal(builder.lightning_module, {key: value for key, value in PLAIN.items() if key != section})
+    assert (problem.address, problem.what) == (section, "is missing")
+
+
+def test_parameters_json_is_the_table_of_the_library(command):
+    ended = command(*QUIET, "trainer.max_epochs=1")
+    config, _ = composed(QUIET)
+    names = [row.name for row in builder.parameters(builder.lightning_module(config).model)]
+    assert all(f'"{name}"' in json.dumps(ended.table) for name in names)
