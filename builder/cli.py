@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _is_file(target: Sequence[str]) -> bool:
-    return bool(target) and "=" not in target[0]
+    return bool(target) and "=" not in target[0] and not target[0].startswith(("~", "+"))
 
 
 def _prove(target: Sequence[str]) -> Proof:

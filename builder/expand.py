@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.errors import Problem, did_you_mean
-from builder.language import LanguageError, evaluate, is_expression
+from builder.evaluate import evaluate
+from builder.language import LanguageError, is_expression
 from builder.spec import REQUIRED, BlockSpec, LayerSpec, ModelSpec
 
 MAX_INSTANCES = 100_000

@@ -151,7 +151,11 @@ def _callbacks(config: DictConfig, directory: Path) -> list[pl.Callback]:
 
 def _fit(trainer: pl.Trainer, lit: LitModule, data: pl.LightningDataModule, checkpoint: str | None) -> float:
     started = time.perf_counter()
-    trainer.fit(lit, datamodule=data, ckpt_path=checkpoint)
+    try:
+        trainer.fit(lit, datamodule=data, ckpt_path=checkpoint)
+    except MisconfigurationException as err:  # what Lightning notices only with model and data at hand
+        problem = Problem("trainer", str(err).splitlines()[0], "mend the trainer's settings")
+        raise BuilderError("config", [problem]) from err
     return time.perf_counter() - started
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from builder.errors import Problem
+from builder.evaluate import evaluate
 from builder.expand import Expansion
-from builder.language import LanguageError, evaluate, is_expression
+from builder.language import LanguageError, is_expression
 from builder.load import Loaded
 from builder.module import origin_of, problem_of
 from builder.source import ModelSource

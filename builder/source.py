@@ -19,8 +19,6 @@ from builder.language import (
     DTYPES,
     RANDOM,
     LanguageError,
-    Renderer,
-    Scope,
     is_expression,
     names_read,
     parse_expression,
@@ -28,6 +26,7 @@ from builder.language import (
 )
 from builder.policies import OWN, POLICIES, check_policy
 from builder.policies import REQUIRED as NO_DEFAULT
+from builder.rendering import Renderer, Scope
 from builder.spec import REQUIRED, BlockSpec, BufferSpec, LayerSpec, ModelSpec, PolicySpec
 
 WIDTH = 100

@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from builder.errors import Problem, did_you_mean, raise_all
-from builder.language import LanguageError, Renderer, Scope, parse_expression
+from builder.language import LanguageError, parse_expression
+from builder.rendering import Renderer, Scope
 from builder.spec import Name, problems_of
 
 Batch = Sequence[torch.Tensor]

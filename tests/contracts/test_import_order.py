@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 BUILDER = Path(__file__).parents[2] / "builder"
-BEFORE_TORCH = ["errors", "names", "policies", "language", "spec", "load", "expand", "source", "code"]
+BEFORE_TORCH = [
+    "errors",
+    "names",
+    "policies",
+    "language",
+    "evaluate",
+    "rendering",
+    "spec",
+    "load",
+    "expand",
+    "source",
+    "code",
+]
 WITH_TORCH = ["module", "shapes", "tie", "freeze", "initialize", "verify", "build", "table"]
 ORDER = BEFORE_TORCH + WITH_TORCH
 FILES = [

@@ -16,7 +16,8 @@ def test_sweep_tabulates_all_runs_and_fails_with_those_that_failed(command):
     groups = rows(ended.directory / "results.csv")
     assert len(groups) == 4
     assert sorted((g["init"], g["model.args.hidden"], g["runs"], g["failed"]) for g in groups) == [
-        ("default", "8", "2", "0"), ("default", "true", "2", "2"), ("zeros", "8", "2", "0"), ("zeros", "true", "2", "2"),
+        ("default", "8", "2", "0"), ("default", "True", "2", "2"),
+        ("zeros", "8", "2", "0"), ("zeros", "True", "2", "2"),
     ]  # fmt: skip
     assert groups[0]["init"] == "default" and groups[0]["model.args.hidden"] == "8", "best first"
     assert float(groups[0]["test/accuracy std"]) >= 0

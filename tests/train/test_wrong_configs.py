@@ -1,5 +1,7 @@
 """Every wrong config ends in exit code 2 and one message with address, cause and remedy; nothing else is written."""
 
+# ruff: noqa: E501 (a row of the table reads better on one line)
+
 import pytest
 import torch
 

@@ -5,19 +5,18 @@ import time
 import pytest
 
 from builder.errors import BuilderError
+from builder.evaluate import evaluate
 from builder.language import (
     FUNCTIONAL,
     MATH,
     METHODS,
     TORCH,
     LanguageError,
-    Renderer,
-    Scope,
-    evaluate,
     parse_expression,
     parse_statements,
 )
 from builder.load import load
+from builder.rendering import Renderer, Scope
 
 
 @pytest.mark.parametrize(
@@ -154,8 +153,8 @@ def rendered(text):
             "for b in h:\n  x = b(x)\nreturn x", "for b in self.h:\n    x = b(x)\nreturn x", id="a loop over layers"
         ),
         pytest.param(
-            "if training:\n  x = dropout(x)\nreturn x",
-            "if self.training:\n    x = F.dropout(x)\nreturn x",
+            "if training:\n  x = dropout(x, 0.5, training)\nreturn x",
+            "if self.training:\n    x = F.dropout(x, 0.5, self.training)\nreturn x",
             id="if on training",
         ),
     ],

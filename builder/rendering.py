@@ -1,0 +1,271 @@
+"""Checked trees → generated source: every name spelt as the generated module spells it.
+
+Names resolve to locals, then arguments, inputs, layers, parameters and buffers, then the functions of the language.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from builder.errors import did_you_mean
+from builder.evaluate import evaluate
+from builder.language import (
+    ATTRIBUTES,
+    BUILTINS,
+    DTYPES,
+    FUNCTIONAL,
+    LAYER_ATTRIBUTES,
+    MATH,
+    METHODS,
+    RESERVED,
+    TORCH,
+    LanguageError,
+    names_read,
+    targets,
+)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What the names in a piece of text stand for.
+
+    Attributes:
+        arguments: Plain values (numbers, strings, lists), as the generated code spells them.
+        tensors: Inputs and other values that are tensors, or functions given by the caller (`model`).
+        members: Layers, parameters and buffers, as the generated code spells them (`self.wte`).
+        buffers: The members that may be assigned to.
+        parts: Names that may be read from a member (`h[0].attn`): the layers and buffers of the file's blocks.
+    """
+
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    members: Mapping[str, str] = field(default_factory=dict)
+    buffers: frozenset[str] = frozenset()
+    parts: frozenset[str] = frozenset()
+
+    def names(self) -> set[str]:
+        """All names that text in this scope may read, the functions left out."""
+        return {*self.arguments, *self.tensors, *self.members}
+
+
+class Renderer(ast.NodeTransformer):
+    """Rewrites checked trees so that every name is spelt as the generated module spells it.
+
+    A function that exists in both `math` and `torch` (`sqrt`) is `math`'s where it is given plain numbers only
+    (arguments, shapes and what is computed from them), and `torch`'s otherwise.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.locals: set[str] = set()
+        self.plain: set[str] = set(scope.arguments)
+
+    def expression(self, tree: ast.expr) -> str:
+        """The source text of an expression."""
+        return ast.unparse(ast.fix_missing_locations(self.visit(tree)))
+
+    def statements(self, body: Iterable[ast.stmt], indent: int = 0) -> Iterator[tuple[int, str]]:
+        """The source lines of statements, each with the line of the text that it came from."""
+        pad = "    " * indent
+        for statement in body:
+            line = statement.lineno
+            match statement:
+                case ast.Assign() | ast.AugAssign():
+                    yield line, pad + self._assignment(statement)
+                case ast.Return():
+                    if statement.value is None:
+                        raise LanguageError("returns nothing", line, "return a tensor, a tuple or a dict")
+                    yield line, f"{pad}return {self.expression(statement.value)}"
+                case ast.For():
+                    source = self.expression(statement.iter)
+                    self._bind(statement.target, plain=self._iterates_numbers(statement.iter))
+                    yield line, f"{pad}for {ast.unparse(statement.target)} in {source}:"
+                    yield from self.statements(statement.body, indent + 1)
+                case ast.If():
+                    if not self._is_plain(statement.test):
+                        raise LanguageError(
+                            "`if` on a tensor", line, "use where(condition, a, b); `if` is for `training` and arguments"
+                        )
+                    yield line, f"{pad}if {self.expression(statement.test)}:"
+                    yield from self.statements(statement.body, indent + 1)
+                    if statement.orelse:
+                        yield line, f"{pad}else:"
+                        yield from self.statements(statement.orelse, indent + 1)
+
+    def _assignment(self, statement: ast.Assign | ast.AugAssign) -> str:
+        if isinstance(statement, ast.AugAssign):
+            assert isinstance(statement.target, ast.Name)
+            read = ast.copy_location(ast.Name(statement.target.id, ast.Load()), statement.target)
+            right: ast.expr = ast.BinOp(read, statement.op, statement.value)
+            left: ast.expr = statement.target
+        else:
+            if len(statement.targets) > 1:
+                raise LanguageError("`a = b = ...`", statement.lineno, "use two assignments")
+            left, right = statement.targets[0], statement.value
+        right = ast.copy_location(right, statement)
+        plain = self._is_plain(right)
+        value = self.expression(right)
+        if isinstance(left, ast.Name) and left.id in self.scope.buffers:
+            return f"{self.scope.members[left.id]}.copy_({value})"
+        self._bind(left, plain=plain)
+        return f"{ast.unparse(left)} = {value}"
+
+    def _bind(self, target: ast.expr, *, plain: bool) -> None:
+        for name in targets(target):
+            if name in RESERVED:
+                raise LanguageError(
+                    f"{name!r} has a meaning in the generated source", target.lineno, "use another name"
+                )
+            if name in self.scope.members or name in self.scope.arguments:
+                raise LanguageError(f"{name!r} names a layer, parameter or argument", target.lineno, "use another name")
+            self.locals.add(name)
+            (self.plain.add if plain else self.plain.discard)(name)
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        """A name, in the order locals, arguments, inputs, members, constants, dtypes."""
+        name = node.id
+        if isinstance(node.ctx, ast.Store) or name in self.locals:
+            return node
+        scope = self.scope
+        for spelt in (scope.arguments, scope.tensors, scope.members):
+            if name in spelt:
+                return ast.parse(spelt[name], mode="eval").body
+        if name in DTYPES:
+            return ast.parse(f"torch.{name}", mode="eval").body
+        if name in ("pi", "inf"):
+            return ast.parse(f"math.{name}", mode="eval").body
+        if name in BUILTINS:
+            return node
+        if name in TORCH | FUNCTIONAL | MATH:
+            raise LanguageError(f"function {name!r} is not called", node.lineno, f"write {name}(...)")
+        raise self._unknown(node)
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        """Arithmetic; what is made of constants alone is bounded as in an `=` expression."""
+        if isinstance(node.op, ast.Pow | ast.Mult) and not names_read(node):
+            evaluate(node, {})
+        self.generic_visit(node)
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """A call of a function of the allow-list, of a layer, or of a tensor method."""
+        function = node.func
+        if isinstance(function, ast.Name) and not self._is_bound(function.id):
+            _check_dropout(function.id, node)
+            node.func = self._function(function, plain=all(map(self._is_plain, node.args)) and bool(node.args))
+        elif isinstance(function, ast.Attribute):
+            node.func = self._method(function)
+        else:
+            node.func = self.visit(function)
+        node.args = [self.visit(argument) for argument in node.args]
+        node.keywords = [ast.keyword(keyword.arg, self.visit(keyword.value)) for keyword in node.keywords]
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        """`.shape` and the like of a tensor, or a parameter of a layer (`wte.weight`)."""
+        if isinstance(node.value, ast.Name) and node.value.id == "math" and node.attr in MATH | {"inf"}:
+            return ast.parse(f"math.{node.attr}", mode="eval").body
+        if node.attr not in ATTRIBUTES and not self._is_part(node):
+            raise LanguageError(
+                f"attribute {node.attr!r} is not part of the language", node.lineno, did_you_mean(node.attr, ATTRIBUTES)
+            )
+        node.value = self.visit(node.value)
+        return node
+
+    def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
+        """A comprehension; its names are locals within it."""
+        for generator in node.generators:
+            generator.iter = self.visit(generator.iter)
+            self._bind(generator.target, plain=self._iterates_numbers(generator.iter))
+            generator.ifs = [self.visit(test) for test in generator.ifs]
+        node.elt = self.visit(node.elt)
+        return node
+
+    def _function(self, function: ast.Name, *, plain: bool) -> ast.expr:
+        name = function.id
+        if name in BUILTINS and (plain or name not in TORCH):
+            return function
+        for module, known in (
+            ("math", MATH if plain else frozenset()),
+            ("torch", TORCH),
+            ("F", FUNCTIONAL),
+            ("math", MATH),
+        ):
+            if name in known:
+                return ast.parse(f"{module}.{name}", mode="eval").body
+        if name in BUILTINS:
+            return function
+        raise self._unknown(function)
+
+    def _method(self, function: ast.Attribute) -> ast.expr:
+        if (
+            isinstance(function.value, ast.Name)
+            and function.value.id in ("math", "linalg")
+            and not self._is_bound(function.value.id)
+        ):
+            if function.value.id == "math" and function.attr in MATH:
+                return function
+            if function.value.id == "linalg" and function.attr in (
+                "norm",
+                "vector_norm",
+                "matrix_norm",
+                "inv",
+                "solve",
+                "det",
+            ):
+                return ast.parse(f"torch.linalg.{function.attr}", mode="eval").body
+        if function.attr not in METHODS and not self._is_part(function):
+            raise LanguageError(
+                f"method {function.attr!r} is not part of the language",
+                function.lineno,
+                did_you_mean(function.attr, METHODS),
+            )
+        function.value = self.visit(function.value)
+        return function
+
+    def _is_bound(self, name: str) -> bool:
+        return name in self.locals or name in self.scope.names()
+
+    def _is_part(self, attribute: ast.Attribute) -> bool:
+        """Whether an attribute is a part of a layer, rather than a method that could change the model or leave it."""
+        node: ast.expr = attribute
+        while isinstance(node, ast.Attribute | ast.Subscript):
+            if isinstance(node, ast.Attribute) and node.attr not in LAYER_ATTRIBUTES | self.scope.parts:
+                return False
+            node = node.value
+        return isinstance(node, ast.Name) and node.id in self.scope.members and node.id not in self.scope.buffers
+
+    def _is_plain(self, node: ast.expr) -> bool:
+        """Whether an expression is made of plain numbers alone."""
+        if isinstance(node, ast.Attribute):
+            return node.attr in ("shape", "ndim") or (isinstance(node.value, ast.Name) and node.value.id == "math")
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            return node.func.attr in ("size", "dim", "numel")
+        if isinstance(node, ast.Call):
+            name = node.func.id if isinstance(node.func, ast.Name) else ""
+            return name in MATH | BUILTINS and not self._is_bound(name) and all(map(self._is_plain, node.args))
+        if isinstance(node, ast.Name):
+            return node.id in self.plain or node.id in ("pi", "inf", "training")
+        if isinstance(node, ast.Constant):
+            return True
+        if isinstance(node, ast.Compare) and all(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
+            return True
+        children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+        return all(map(self._is_plain, children))
+
+    def _iterates_numbers(self, node: ast.expr) -> bool:
+        return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range"
+
+    def _unknown(self, node: ast.Name) -> LanguageError:
+        near = {*self.scope.names(), *self.locals, *TORCH, *FUNCTIONAL, *MATH, *BUILTINS}
+        return LanguageError(f"unknown name {node.id!r}", node.lineno, did_you_mean(node.id, near, most=6))
+
+
+def _check_dropout(name: str, call: ast.Call) -> None:
+    """Refuses `dropout(x, p)`, which in torch drops in eval mode as well."""
+    if name == "dropout" and len(call.args) < 3 and not any(keyword.arg == "training" for keyword in call.keywords):
+        raise LanguageError(
+            "dropout without `training` drops in eval mode too", call.lineno, "write dropout(x, 0.1, training)"
+        )

@@ -1,0 +1,93 @@
+"""`python -m builder`: what it prints and how it exits."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import builder
+from builder.cli import main
+
+MODEL = str(Path(__file__).parents[2] / "conf" / "model" / "digits_mlp.yaml")
+
+
+def test_check_tells_the_count_of_parameters(capsys):
+    assert main(["check", MODEL, "args.hidden=16"]) == 0
+    assert capsys.readouterr().out == "digits_mlp.yaml: ok, 1,482 parameters\n"
+
+
+def test_check_takes_hydra_overrides(capsys):
+    assert main(["check", "model=digits_mlp", "model.args.hidden=16", "init=orthogonal"]) == 0
+    assert "ok, 1,482 parameters" in capsys.readouterr().out
+
+
+def test_check_tells_what_is_frozen(capsys):
+    assert main(["check", MODEL, "args.hidden=16", "freeze.first.match=fc1.*"]) == 0
+    assert "1,482 parameters, 1,040 of them frozen" in capsys.readouterr().out
+
+
+def test_check_says_when_shapes_were_not_checked(capsys, tmp_path):
+    file = tmp_path / "m.yaml"
+    file.write_text("inputs: [x]\nlayers:\n  fc: {kind: Linear, in_features: 2, out_features: 2}\n")
+    assert main(["check", str(file)]) == 0
+    assert "shapes not checked" in capsys.readouterr().out
+
+
+def test_show_prints_the_table(capsys):
+    assert main(["show", MODEL, "args.hidden=16"]) == 0
+    out = capsys.readouterr().out
+    assert "fc1.weight" in out and "1,482" in out
+
+
+def test_show_as_json_is_the_table_of_the_library(capsys):
+    assert main(["show", "--json", MODEL, "args.hidden=16"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    rows = builder.parameters(builder.build(MODEL, args={"hidden": 16}))
+    assert [row["name"] for row in shown["parameters"]] == [row.name for row in rows]
+    assert shown["totals"]["parameters"] == sum(row["numel"] for row in shown["parameters"]) == 1482
+
+
+def test_code_of_a_file_and_of_overrides_is_the_source_of_the_library(capsys):
+    assert main(["code", MODEL]) == 0
+    of_file = capsys.readouterr().out
+    assert of_file == builder.code(MODEL)
+    assert main(["code", "model=digits_mlp"]) == 0
+    assert capsys.readouterr().out == of_file
+
+
+@pytest.mark.parametrize("name", ["check", "show", "code"])
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        pytest.param(["nowhere.yaml"], "nowhere.yaml: no such file", id="missing file"),
+        pytest.param([MODEL, "args"], "args: is not an override", id="no value"),
+        pytest.param([MODEL, "layers.fc1.init=3"], "layers.fc1.init", id="bad init"),
+        pytest.param(["model=gtp"], "did you mean 'gpt'?", id="unknown choice"),
+    ],
+)
+def test_refused_target_ends_with_2_and_the_problem(name, target, message, capsys):
+    assert main([name, *target]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.out == ""
+
+
+def test_code_without_a_model_is_refused(capsys):
+    assert main(["code", "~model"]) == 2
+    assert "model: is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["nope"], ["check", "--nope"]])
+def test_wrong_command_line_ends_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_reader_that_goes_away_is_no_error(monkeypatch):
+    def gone(*args, **kwargs):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", gone)
+    assert main(["code", MODEL]) == 0
