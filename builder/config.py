@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -18,39 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from builder.errors import BuilderError, Problem, did_you_mean
+from builder.help import CONF, ROOT
 from builder.load import Places, positions
-
-ROOT = Path(__file__).resolve().parent.parent
-CONF = ROOT / "conf"
-
-
-_HELP = """builder: YAML to ordinary PyTorch, with every parameter accounted for
-
-python train.py [+recipes=NAME] [GROUP=NAME ...] [KEY=VALUE ...]
-
-Examples
-  python train.py                                     digits with a small MLP
-  python train.py +recipes=char_gpt                   a complete experiment
-  python train.py init=orthogonal optimizer.lr=0.01   another init, another learning rate
-  python train.py model.args.hidden=256 trainer.max_epochs=5
-  python train.py ckpt_path=RUN/checkpoints/last.ckpt trainer.max_epochs=60
-  python train.py -m init=default,orthogonal init_seed=0,1,2
-  python train.py --cfg job                           print the config and stop
-  python train.py --hydra-help                        Hydra's own options
-
-Groups (GROUP=NAME)
-{groups}
-
-Keys (KEY=VALUE)
-  seed, init_seed, rng, monitor, mode, early_stopping.patience, ckpt_path, test,
-  and every key of a group: optimizer.lr, trainer.max_epochs, stats.every_n_steps, ..."""
-
-
-def help_text() -> str:
-    """What `python train.py --help` prints; Hydra's own help loads every file of every group, which takes a second."""
-    folders = [*sorted(path for path in CONF.iterdir() if path.is_dir()), ROOT / "recipes"]
-    groups = [f"  {path.name}: {', '.join(sorted(file.stem for file in path.glob('*.yaml')))}" for path in folders]
-    return _HELP.format(groups="\n".join(groups))
 
 
 def register_root() -> None:

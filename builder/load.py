@@ -130,6 +130,12 @@ def read_file(file: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str
         for text in overrides
         if not text.partition("=")[1]
     ]
+    declared = data.get("args")
+    known = list(declared) if isinstance(declared, dict | list) else []
+    for text in overrides:
+        section, _, name = text.partition("=")[0].partition(".")
+        if section == "args" and name.partition(".")[0] not in known:
+            wrong.append(Problem(text, f"the model has no argument {name!r}", did_you_mean(name, known)))
     raise_all("overrides", wrong)
     if overrides:
         try:

@@ -91,3 +91,8 @@ def test_reader_that_goes_away_is_no_error(monkeypatch):
 
     monkeypatch.setattr("builtins.print", gone)
     assert main(["code", MODEL]) == 0
+
+
+def test_override_of_an_argument_that_the_model_does_not_have_is_refused(capsys):
+    assert main(["check", MODEL, "args.hiden=3"]) == 2
+    assert "did you mean 'hidden'?" in capsys.readouterr().err

@@ -2,8 +2,9 @@
 
 import pytest
 
-from builder.config import composed, help_text, origin
+from builder.config import composed, origin
 from builder.errors import BuilderError
+from builder.help import help_text
 
 
 @pytest.mark.parametrize(
