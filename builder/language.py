@@ -22,7 +22,7 @@ TORCH = frozenset(
     """
     abs acos amax amin any all arange argmax argmin argsort asin atan atan2 baddbmm bernoulli bmm broadcast_to cat cdist
     ceil chunk clamp concat conj cos cosh count_nonzero cross cumprod cumsum diag diag_embed diagonal diff dot einsum
-    empty_like eq erf exp expm1 eye flatten flip floor full full_like gather ge gt hypot index_select isfinite isnan
+    eq erf exp expm1 eye flatten flip floor full full_like gather ge gt hypot index_select isfinite isnan
     kron le lerp lgamma linspace log log1p log2 logaddexp logical_and logical_not logical_or logsumexp lt masked_select
     matmul maximum mean median meshgrid minimum mm movedim multinomial mul mv narrow ne nonzero norm ones ones_like
     outer permute polar pow prod rand rand_like randint randn randn_like real imag reciprocal relu repeat_interleave

@@ -18,6 +18,7 @@ from builder.errors import Problem, did_you_mean
 from builder.language import (
     DTYPES,
     RANDOM,
+    RESERVED,
     LanguageError,
     is_expression,
     names_read,
@@ -72,7 +73,8 @@ def render(spec: ModelSpec, name: str = "model", *, ties: bool = True) -> tuple[
     """
     writer = _Writer(spec)
     top = class_name(name)
-    top = f"{top}Model" if top in spec.blocks else top
+    while top in spec.blocks or top in RESERVED:
+        top = f"{top}Model"
     for block_name, block in spec.blocks.items():
         writer.write_class(block_name, block, f"blocks.{block_name}.")
     writer.write_class(top, spec, "", tie=spec.tie if ties else {})
