@@ -28,6 +28,10 @@ def plan_freeze(
         if owned and all(owner in frozen for owner in owned):
             by = ", ".join(sorted({frozen[owner] for owner in owned}))
             problems.append(Problem(f"freeze.{name}", f"decides nothing: {by} froze all that it matches", "remove it"))
+        for entry in parameters:
+            if entry.name in owned and entry.instance.values.get("max_norm") is not None:
+                what = f"{entry.name!r} cannot be frozen: max_norm rewrites its rows in forward"
+                problems.append(Problem(f"freeze.{name}", what, f"take max_norm out of {entry.instance.address}"))
         for owner in owned:
             frozen.setdefault(owner, f"freeze.{name}")
     return frozen, problems

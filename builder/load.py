@@ -128,7 +128,12 @@ def read_file(file: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str
     wrong = [
         Problem(text, "is not an override", "write key=value, as in args.d=128")
         for text in overrides
-        if not text.partition("=")[1]
+        if not text.partition("=")[0] or not text.partition("=")[1]
+    ]
+    wrong += [
+        Problem(text, f"replaces all of {section!r}", f"write {section}.NAME...=..., or name the model as a run does")
+        for text, section in [(text, text.partition("=")[0]) for text in overrides]
+        if section in ModelSpec.model_fields and section != "forward"
     ]
     declared = data.get("args")
     known = list(declared) if isinstance(declared, dict | list) else []
@@ -174,9 +179,11 @@ def _read_text(path: Path) -> str:
             raise BuilderError(f"model {path}", [Problem(str(path), f"the file is larger than {MAX_BYTES} bytes")])
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
+        missing = isinstance(err, FileNotFoundError)
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        reason = "no such file" if isinstance(err, FileNotFoundError) else str(err)
-        raise BuilderError(f"model {path}", [Problem(str(path), reason, did_you_mean(path.name, near))]) from err
+        reason = "no such file" if missing else str(err)
+        hint = did_you_mean(path.name, near) if missing else "a model file is YAML in UTF-8"
+        raise BuilderError(f"model {path}", [Problem(str(path), reason, hint)]) from err
 
 
 def _parse_yaml(text: str, file: str) -> dict[str, Any]:

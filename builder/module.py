@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import math
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ from torch import nn
 
 from builder.errors import Problem, did_you_mean
 from builder.expand import Expansion, Instance
+from builder.language import BUILTINS
 from builder.load import Loaded
 from builder.source import ModelSource
 from builder.spec import ModelSpec
@@ -62,6 +64,11 @@ def check_kinds(spec: ModelSpec, expansion: Expansion) -> list[Problem]:
         Problem(f"blocks.{name}", f"block {name!r} hides torch.nn.{name}", "rename it")
         for name in spec.blocks
         if name in KINDS
+    ]
+    problems += [
+        Problem(f"blocks.{name}", f"block {name!r} hides the function {name!r}", "rename it")
+        for name in spec.blocks
+        if name in BUILTINS
     ]
     problems += [Problem("blocks.Parameter", "block 'Parameter' hides the raw Parameter", "rename it")] * (
         "Parameter" in spec.blocks
@@ -136,7 +143,7 @@ def _check_value(cls: type[nn.Module], key: str, value: Any, annotation: str, ad
             yield Problem(
                 address,
                 f"{key} of {cls.__name__} is a number, got {value!r}",
-                "YAML reads yes/no/on/off/true/false as bools",
+                "YAML reads yes/no/on/off/true/false as bools" if isinstance(value, bool) else "write a number",
             )
             return
         if (annotation == "int" or key in _POSITIVE) and not isinstance(value, int):
@@ -147,6 +154,8 @@ def _check_value(cls: type[nn.Module], key: str, value: Any, annotation: str, ad
         yield Problem(address, f"{key} of {cls.__name__} is true or false, got {value!r}", "write true or false")
     if key == "padding_idx" and isinstance(value, int) and value < 0:
         yield Problem(address, f"padding_idx is {value}", "count from the front: a negative index wraps silently")
+    if isinstance(value, float) and not math.isfinite(value):
+        yield Problem(address, f"{key} of {cls.__name__} is {value}", "give a finite number")
 
 
 # ---- class and module ----------------------------------------------------------------------------------------------
@@ -200,7 +209,7 @@ def construct(loaded: Loaded, source: ModelSource, args: Mapping[str, Any], make
         with make():
             return cls(**args)
     except Exception as err:
-        loaded.refuse([problem_of(err, cls, source, loaded)])
+        loaded.refuse([problem_of(err, cls, source, loaded, "give the layer arguments that its class takes")])
         raise
 
 

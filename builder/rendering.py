@@ -26,6 +26,12 @@ from builder.language import (
     targets,
 )
 
+MODULE_METHODS = frozenset({"to", "float", "double", "half", "bfloat16"})  # of nn.Module: they change it
+IN_PLACE = {  # functions that can write into their input, with the number of arguments before the one that says so
+    "celu": 2, "elu": 2, "hardsigmoid": 1, "hardswish": 1, "hardtanh": 3, "leaky_relu": 2, "mish": 1, "relu6": 1,
+    "selu": 1, "silu": 1, "dropout": 3, "embedding": 3, "embedding_bag": 3, "normalize": 4, "batch_norm": 8,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Scope:
@@ -36,6 +42,7 @@ class Scope:
         tensors: Inputs and other values that are tensors, or functions given by the caller (`model`).
         members: Layers, parameters and buffers, as the generated code spells them (`self.wte`).
         buffers: The members that may be assigned to.
+        layers: The members that are modules, whose own methods change them (`w.half()`).
         parts: Names that may be read from a member (`h[0].attn`): the layers and buffers of the file's blocks.
     """
 
@@ -43,6 +50,7 @@ class Scope:
     tensors: Mapping[str, str] = field(default_factory=dict)
     members: Mapping[str, str] = field(default_factory=dict)
     buffers: frozenset[str] = frozenset()
+    layers: frozenset[str] = frozenset()
     parts: frozenset[str] = frozenset()
 
     def names(self) -> set[str]:
@@ -61,6 +69,7 @@ class Renderer(ast.NodeTransformer):
         self.scope = scope
         self.locals: set[str] = set()
         self.plain: set[str] = set(scope.arguments)
+        self.layers: set[str] = set(scope.layers)  # names that stand for a layer, locals among them
 
     def expression(self, tree: ast.expr) -> str:
         """The source text of an expression."""
@@ -79,8 +88,12 @@ class Renderer(ast.NodeTransformer):
                         raise LanguageError("returns nothing", line, "return a tensor, a tuple or a dict")
                     yield line, f"{pad}return {self.expression(statement.value)}"
                 case ast.For():
+                    self._bind(
+                        statement.target,
+                        plain=self._iterates_numbers(statement.iter),
+                        layer=bool(names_read(statement.iter) & self.layers),
+                    )
                     source = self.expression(statement.iter)
-                    self._bind(statement.target, plain=self._iterates_numbers(statement.iter))
                     yield line, f"{pad}for {ast.unparse(statement.target)} in {source}:"
                     yield from self.statements(statement.body, indent + 1)
                 case ast.If():
@@ -105,14 +118,18 @@ class Renderer(ast.NodeTransformer):
                 raise LanguageError("`a = b = ...`", statement.lineno, "use two assignments")
             left, right = statement.targets[0], statement.value
         right = ast.copy_location(right, statement)
-        plain = self._is_plain(right)
+        plain, layer = self._is_plain(right), self._is_layer(right)
         value = self.expression(right)
         if isinstance(left, ast.Name) and left.id in self.scope.buffers:
-            return f"{self.scope.members[left.id]}.copy_({value})"
-        self._bind(left, plain=plain)
+            buffer = self.scope.members[left.id]
+            if plain:
+                return f"{buffer}.fill_({value})"
+            whole = isinstance(right, ast.Call | ast.Name | ast.Attribute | ast.Subscript)
+            return f"{buffer}.copy_({value if whole else f'({value})'}.detach())"
+        self._bind(left, plain=plain, layer=layer)
         return f"{ast.unparse(left)} = {value}"
 
-    def _bind(self, target: ast.expr, *, plain: bool) -> None:
+    def _bind(self, target: ast.expr, *, plain: bool, layer: bool = False) -> None:
         for name in targets(target):
             if name in RESERVED:
                 raise LanguageError(
@@ -122,6 +139,7 @@ class Renderer(ast.NodeTransformer):
                 raise LanguageError(f"{name!r} names a layer, parameter or argument", target.lineno, "use another name")
             self.locals.add(name)
             (self.plain.add if plain else self.plain.discard)(name)
+            (self.layers.add if layer else self.layers.discard)(name)
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         """A name, in the order locals, arguments, inputs, members, constants, dtypes."""
@@ -152,8 +170,10 @@ class Renderer(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         """A call of a function of the allow-list, of a layer, or of a tensor method."""
         function = node.func
+        _check_in_place(node)
         if isinstance(function, ast.Name) and not self._is_bound(function.id):
             _check_dropout(function.id, node)
+            _check_range(function.id, node)
             node.func = self._function(function, plain=all(map(self._is_plain, node.args)) and bool(node.args))
         elif isinstance(function, ast.Attribute):
             node.func = self._method(function)
@@ -177,8 +197,9 @@ class Renderer(ast.NodeTransformer):
     def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
         """A comprehension; its names are locals within it."""
         for generator in node.generators:
+            layer = bool(names_read(generator.iter) & self.layers)
             generator.iter = self.visit(generator.iter)
-            self._bind(generator.target, plain=self._iterates_numbers(generator.iter))
+            self._bind(generator.target, plain=self._iterates_numbers(generator.iter), layer=layer)
             generator.ifs = [self.visit(test) for test in generator.ifs]
         node.elt = self.visit(node.elt)
         return node
@@ -222,11 +243,22 @@ class Renderer(ast.NodeTransformer):
                 function.lineno,
                 did_you_mean(function.attr, METHODS),
             )
+        if function.attr in MODULE_METHODS and self._is_layer(function.value):
+            what = f"{ast.unparse(function)}() would change the layer itself"
+            raise LanguageError(what, function.lineno, "call the layer, and convert its input or output")
         function.value = self.visit(function.value)
         return function
 
     def _is_bound(self, name: str) -> bool:
         return name in self.locals or name in self.scope.names()
+
+    def _is_layer(self, node: ast.expr) -> bool:
+        """Whether an expression stands for a layer: a name of one, or a part of one that is not a tensor."""
+        while isinstance(node, ast.Attribute | ast.Subscript):
+            if isinstance(node, ast.Attribute) and node.attr in LAYER_ATTRIBUTES - self.scope.parts:
+                return False
+            node = node.value
+        return isinstance(node, ast.Name) and node.id in self.layers
 
     def _is_part(self, attribute: ast.Attribute) -> bool:
         """Whether an attribute is a part of a layer, rather than a method that could change the model or leave it."""
@@ -269,3 +301,21 @@ def _check_dropout(name: str, call: ast.Call) -> None:
         raise LanguageError(
             "dropout without `training` drops in eval mode too", call.lineno, "write dropout(x, 0.1, training)"
         )
+
+
+def _check_in_place(call: ast.Call) -> None:
+    """Refuses the arguments by which a function writes into what it is given: a parameter may be frozen."""
+    for keyword in call.keywords:
+        if keyword.arg in ("out", "inplace", "max_norm"):
+            raise LanguageError(
+                f"{keyword.arg}= writes into a tensor in place", call.lineno, "use what the call returns"
+            )
+    name = call.func.id if isinstance(call.func, ast.Name) else ""
+    if name in IN_PLACE and len(call.args) > IN_PLACE[name]:
+        raise LanguageError(f"{name} with so many arguments may write in place", call.lineno, "give them by name")
+
+
+def _check_range(name: str, call: ast.Call) -> None:
+    """Bounds a range of constants as in an `=` expression."""
+    if name == "range" and not any(names_read(argument) for argument in call.args):
+        evaluate(call, {})

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from builder.errors import Problem
 from builder.evaluate import evaluate
@@ -76,7 +77,7 @@ def check_shapes(loaded: Loaded, expansion: Expansion, source: ModelSource, modu
     for training in (True, False):
         module.train(training)
         try:
-            with torch.device("meta"), torch.no_grad():
+            with torch.device("meta"), torch.no_grad(), _ExactBufferUpdates():
                 output = module(**inputs)
         except Exception as err:
             raise_from_forward(err, loaded, source, module)
@@ -84,17 +85,34 @@ def check_shapes(loaded: Loaded, expansion: Expansion, source: ModelSource, modu
     module.train()
 
 
+class _ExactBufferUpdates(TorchFunctionMode):
+    """Refuses the update of a buffer that would cut its values off: a fraction to a whole number, say."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.Tensor.copy_, torch.Tensor.fill_):
+            given = args[1].dtype if isinstance(args[1], torch.Tensor) else torch.tensor(args[1]).dtype
+            if not torch.can_cast(given, args[0].dtype):
+                raise TypeError(f"the buffer is {args[0].dtype} and its new value {given}: declare its dtype")
+        return func(*args, **(kwargs or {}))
+
+
 def _check_ranges(loaded: Loaded, expansion: Expansion) -> list[Problem]:
     problems: list[Problem] = []
     for name, spec in loaded.spec.inputs.items():
-        for bound in spec.range or ():
-            try:
-                value = expansion_value(bound, expansion)
-            except LanguageError as err:
-                problems.append(Problem(f"inputs.{name}.range", err.what, err.hint))
-            else:
-                if isinstance(value, bool) or not isinstance(value, int | float):
-                    problems.append(Problem(f"inputs.{name}.range", f"bound {value!r}", "give numbers: [0, =vocab]"))
+        address = f"inputs.{name}.range"
+        try:
+            bounds = [expansion_value(bound, expansion) for bound in spec.range or ()]
+        except LanguageError as err:
+            problems.append(Problem(address, err.what, err.hint))
+            continue
+        wrong = [bound for bound in bounds if isinstance(bound, bool) or not isinstance(bound, int | float)]
+        problems += [Problem(address, f"bound {bound!r}", "give numbers: [0, =vocab]") for bound in wrong]
+        if bounds and not wrong and not bounds[0] < bounds[1]:
+            problems.append(
+                Problem(address, f"no value is from {bounds[0]} to below {bounds[1]}", "put the least first")
+            )
     return problems
 
 

@@ -7,6 +7,7 @@ error in running it is reported at the model file's own line.
 
 from __future__ import annotations
 
+import ast
 import keyword
 import math
 import re
@@ -259,7 +260,7 @@ class _Writer:
     def _buffer(self, name: str, buffer: BufferSpec, scope: Scope, address: str) -> str:
         dtype = f", dtype=torch.{buffer.dtype}" if buffer.dtype else ""
         value = self._value(buffer.value, scope, address)
-        drawn = RANDOM & _names(buffer.value)
+        drawn = RANDOM & _words(buffer.value)
         if drawn:
             what = f"{min(drawn)} draws random numbers; a buffer's value depends on nothing but the model's args"
             self.problems.append(Problem(address, what, "make it a Parameter with an init, and freeze it"))
@@ -276,6 +277,7 @@ class _Writer:
             tensors={name: name for name in block.inputs},
             members={name: f"self.{name}" for name in [*block.layers, *block.buffers]},
             buffers=frozenset(block.buffers),
+            layers=frozenset(name for name, layer in block.layers.items() if layer.kind != "Parameter"),
             parts=self.parts,
         )
         address = f"{section}forward"
@@ -374,3 +376,14 @@ def _names(value: Any) -> set[str]:
         return names_read(parse_expression(value))
     except LanguageError:
         return set()
+
+
+def _words(value: Any) -> set[str]:
+    """The names and attributes that an expression reads."""
+    if not is_expression(value):
+        return set()
+    try:
+        nodes = list(ast.walk(parse_expression(value)))
+    except LanguageError:
+        return set()
+    return _names(value) | {node.attr for node in nodes if isinstance(node, ast.Attribute)}

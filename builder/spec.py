@@ -221,6 +221,10 @@ class BlockSpec(_Data):
                 if name in seen:
                     raise ValueError(f"{name!r} stands in both {seen[name]} and {section}\nrename one of them")
                 seen[name] = section
+        indexed = any(layer.repeat is not None for layer in self.layers.values())
+        loop_names = {"layer", "parameter", *(["i"] if indexed else [])}
+        for name in sorted(loop_names & {*self.args, *self.inputs}):
+            raise ValueError(f"{name!r} names the index or the item of a repeat\nrename the {seen[name].rstrip('s')}")
         if not self.layers:
             raise ValueError("no layers\ngive layers: {fc: {kind: Linear, ...}}")
         return self

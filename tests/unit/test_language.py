@@ -129,6 +129,7 @@ SCOPE = Scope(
     tensors={"x": "x"},
     members={"fc": "self.fc", "h": "self.h", "count": "self.count"},
     buffers=frozenset({"count"}),
+    layers=frozenset({"fc", "h"}),
     parts=frozenset({"attn"}),
 )
 
@@ -148,7 +149,13 @@ def rendered(text):
         pytest.param("x @ fc.weight.T", "return x @ self.fc.weight.T", id="a layer's parameter"),
         pytest.param("h[0].attn(x)", "return self.h[0].attn(x)", id="a part of a repeated block"),
         pytest.param("x += 1\nreturn x", "x = x + 1\nreturn x", id="augmented assignment"),
-        pytest.param("count += 1\nreturn x", "self.count.copy_(self.count + 1)\nreturn x", id="a buffer in place"),
+        pytest.param(
+            "count += x\nreturn x", "self.count.copy_((self.count + x).detach())\nreturn x", id="a buffer in place"
+        ),
+        pytest.param(
+            "count = abs(x)\nreturn x", "self.count.copy_(torch.abs(x).detach())\nreturn x", id="a whole call"
+        ),
+        pytest.param("count = d\nreturn x", "self.count.fill_(self.d)\nreturn x", id="a buffer set to a number"),
         pytest.param(
             "for b in h:\n  x = b(x)\nreturn x", "for b in self.h:\n    x = b(x)\nreturn x", id="a loop over layers"
         ),
@@ -198,6 +205,29 @@ def test_forward_is_rendered_as_one_would_write_it(text, source):
         pytest.param("try:\n  x = x\nexcept: x = x\nreturn x", 1, "`Try`", "allowed", id="try"),
         pytest.param("print(x)\nreturn x", 1, "bare expression", "allowed", id="a call for its effect"),
         pytest.param("linalg.os(x)", 1, "os", ".", id="an attribute of a module"),
+        pytest.param("relu6(x, inplace=True)", 1, "inplace= writes", "what the call returns", id="in place by name"),
+        pytest.param("elu(fc.weight, 1.0, True)", 1, "may write in place", "by name", id="in place by position"),
+        pytest.param("add(x, x, out=fc.weight)", 1, "out= writes", "what the call returns", id="an output argument"),
+        pytest.param("embedding(x, fc.weight, max_norm=1.0)", 1, "max_norm= writes", "returns", id="rows rewritten"),
+        pytest.param("fc.half()\nreturn x", 1, "bare expression", "allowed", id="a layer converted for its effect"),
+        pytest.param(
+            "y = fc.half()\nreturn x", 1, "change the layer itself", "convert its input", id="a layer converted"
+        ),
+        pytest.param(
+            "y = fc\ny = y.double()\nreturn x", 2, "change the layer", "convert", id="a layer by another name"
+        ),
+        pytest.param(
+            "for b in h:\n  b = b.to(float64)\nreturn x",
+            2,
+            "change the layer",
+            "convert",
+            id="a layer of a list converted",
+        ),
+        pytest.param(
+            "[b.float() for b in h]", 1, "change the layer", "convert", id="layers converted in a comprehension"
+        ),
+        pytest.param("h[0].attn.half()", 1, "change the layer", "convert", id="a part of a layer converted"),
+        pytest.param("[x for i in range(10**9)]", 1, "more than 10000", "", id="a range without end"),
         pytest.param("torch.load('x')", 1, "load", ".", id="a module by name"),
     ],
 )

@@ -3,6 +3,7 @@
 import pytest
 
 import builder
+from builder.load import read_file
 
 L = {"kind": "Linear", "in_features": 2, "out_features": 2}
 W = {"kind": "Parameter", "shape": [2, 3], "init": "normal"}
@@ -328,6 +329,69 @@ WRONG = [
         "use repeat",
         id="a block within itself",
     ),
+    pytest.param(
+        model(blocks={"sum": BLOCK}, layers={"b": {"kind": "sum", "d": 1}}),
+        "blocks.sum",
+        "hides the function",
+        "rename",
+        id="a block that hides a function",
+    ),
+    pytest.param(
+        model(args={"i": 1}, layers={"fc": {**L, "repeat": 2}}),
+        "model",
+        "'i' names the index",
+        "rename the arg",
+        id="an arg that is the index of a repeat",
+    ),
+    pytest.param(
+        model(inputs={"layer": {"shape": ["b", 2]}}),
+        "model",
+        "'layer' names",
+        "rename the input",
+        id="an input that is the item of a repeat",
+    ),
+    pytest.param(
+        model(inputs={"x": {"shape": ["b"], "dtype": "int64"}}, layers={"e": {**E, "max_norm": 1.0}}, freeze={"f": {}}),
+        "freeze.f",
+        "max_norm rewrites",
+        "take max_norm out of layers.e",
+        id="a frozen Embedding whose rows are rewritten",
+    ),
+    pytest.param(
+        model(buffers={"n": {"value": 0}}, forward="n += x.mean()\nreturn fc(x)"),
+        "forward",
+        "torch.int64 and its new value torch.float32",
+        "declare its dtype",
+        id="a buffer that would cut fractions off",
+    ),
+    pytest.param(
+        model(buffers={"n": {"value": "=zeros(2).bernoulli()"}}, forward="fc(x) + n"),
+        "buffers.n.value",
+        "bernoulli draws random numbers",
+        "Parameter with an init",
+        id="a buffer that is drawn",
+    ),
+    pytest.param(
+        model(inputs={"x": {"range": [5, 1]}}),
+        "inputs.x.range",
+        "from 5 to below 1",
+        "least first",
+        id="an empty range",
+    ),
+    pytest.param(
+        model(layers={"n": {"kind": "LayerNorm", "normalized_shape": 2, "eps": float("nan")}}),
+        "layers.n.eps",
+        "is nan",
+        "finite",
+        id="an argument that is no number",
+    ),
+    pytest.param(
+        model(layers={"d": {"kind": "Dropout", "p": 2}}),
+        "layers.d",
+        "between 0 and 1",
+        "arguments that its class takes",
+        id="an argument that the class refuses",
+    ),
     pytest.param(model(args={"a": "${oc.env:HOME}"}), "args.a", "resolver", "= expression", id="a resolver"),
     pytest.param(
         model(args={"a": "${nothing}"}), "args.a", "not found", "interpolation", id="an interpolation of nothing"
@@ -423,3 +487,25 @@ def test_missing_file_names_its_neighbours(tmp_path, refusal):
     problem = refusal(builder.prove, tmp_path / "gtp.yaml")
     assert problem.what == "no such file"
     assert "did you mean 'gpt.yaml'" in problem.hint
+
+
+def test_file_that_is_not_text_says_what_a_model_file_is(tmp_path, refusal):
+    (tmp_path / "m.yaml").write_bytes(b"\xff\xfe\x00")
+    problem = refusal(builder.prove, tmp_path / "m.yaml")
+    assert "decode" in problem.what
+    assert problem.hint == "a model file is YAML in UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("override", "cause", "remedy"),
+    [
+        pytest.param("=", "is not an override", "key=value", id="no key"),
+        pytest.param("d", "is not an override", "key=value", id="no value"),
+        pytest.param("init=orthogonal", "replaces all of 'init'", "init.NAME", id="a whole section"),
+        pytest.param("args.e=1", "no argument 'e'", "known: d", id="an unknown arg"),
+    ],
+)
+def test_wrong_override_of_a_model_file_is_refused(tmp_path, refusal, override, cause, remedy):
+    (tmp_path / "m.yaml").write_text("args: {d: 2}\nlayers: {fc: {kind: Linear, in_features: =d, out_features: 2}}\n")
+    problem = refusal(read_file, tmp_path / "m.yaml", [override])
+    assert (problem.address, cause in problem.what, remedy in problem.hint) == (override, True, True), problem
