@@ -71,6 +71,18 @@ class LitModule(pl.LightningModule):
             metric(*values)
             self.log(f"{stage}/{name}", metric, on_epoch=True, on_step=False, prog_bar=True, batch_size=size)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the states of torch's generators, so that dropout goes on as it would have."""
+        checkpoint["rng_states"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the states of torch's generators where training goes on from a checkpoint."""
+        states = checkpoint.get("rng_states", {})
+        if self.trainer.training and states:
+            torch.set_rng_state(states["cpu"].cpu())
+            if len(states["cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters, and the scheduler if there is one."""
         optimizer = make_optimizer(self._optimizer, [p for p in self.model.parameters() if p.requires_grad])

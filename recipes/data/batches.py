@@ -67,6 +67,19 @@ class Windows(Dataset[Batch]):
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
+class EpochSampler(RandomSampler):
+    """Indices in random order; Lightning calls `set_epoch` before each epoch, after a resume too."""
+
+    def __init__(self, dataset: Rows | Windows, seed: int, examples: int | None = None) -> None:
+        super().__init__(dataset, examples is not None, examples, torch.Generator())
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Puts the generator at the start of an epoch (torch reads the low 32 bits of a seed alone)."""
+        self.generator.manual_seed((1_000_003 * self.seed + epoch) % 2**32)
+
+
 def whole(batch: Any) -> Any:
     """The batch as it is: `__getitems__` has stacked it already."""
     return batch
@@ -83,12 +96,11 @@ def shuffled(dataset: Rows | Windows, batch_size: int, seed: int, examples: int 
     Args:
         dataset: What to draw from.
         batch_size: Examples a batch; the last batch of an epoch may be smaller.
-        seed: Of this loader's own generator, which goes on from epoch to epoch.
+        seed: The order of an epoch is a function of this and of the epoch, so that a resumed run sees what it would have.
         examples: How many to draw for an epoch, with replacement; each example once where not given.
     """
-    generator = torch.Generator().manual_seed(seed)
-    sampler = RandomSampler(dataset, replacement=examples is not None, num_samples=examples, generator=generator)
-    return _loader(dataset, sampler, batch_size, generator)
+    sampler = EpochSampler(dataset, seed, examples)
+    return _loader(dataset, sampler, batch_size, torch.Generator())
 
 
 def _loader(

@@ -79,6 +79,7 @@ def test_resumed_run_goes_on_where_the_first_one_stopped(command):
     assert after["global_step"] == 2 * before["global_step"]
     assert list(after["state_dict"]) == list(before["state_dict"])
     assert not torch.equal(ended.weights()["fc1.weight"], first.weights()["fc1.weight"])
+    assert all(torch.equal(value, straight.weights()[name]) for name, value in ended.weights().items())
 
 
 def test_early_stopping_stops(command):
