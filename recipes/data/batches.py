@@ -96,7 +96,7 @@ def shuffled(dataset: Rows | Windows, batch_size: int, seed: int, examples: int 
     Args:
         dataset: What to draw from.
         batch_size: Examples a batch; the last batch of an epoch may be smaller.
-        seed: The order of an epoch is a function of this and of the epoch, so that a resumed run sees what it would have.
+        seed: An epoch has its order from this and from its number, so that a resumed run sees what it would have.
         examples: How many to draw for an epoch, with replacement; each example once where not given.
     """
     sampler = EpochSampler(dataset, seed, examples)
