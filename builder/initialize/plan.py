@@ -34,12 +34,16 @@ class Decision:
         policy: Its policy; `default` is the layer class's own, `reset_parameters` the class's own method.
         arguments: The policy's arguments, computed.
         overrides: The rules that this one overrode, nearest last.
+        axes: Which axis is fan-in and which fan-out, where the rule or the Parameter says so.
+        lr_scale: What the learning rate of the parameter is multiplied by, as `mup` asks.
     """
 
     rule: str
     policy: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
+    axes: tuple[str, ...] | None = None
+    lr_scale: float = 1.0
 
 
 @dataclass
