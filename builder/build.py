@@ -6,7 +6,8 @@ raises all of its problems at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,22 +17,26 @@ from torch import nn
 
 from builder.errors import BuilderError, Problem, did_you_mean, raise_all
 from builder.expand import Expansion, expand
+from builder.freeze import FreezePlan, plan_freeze
 from builder.freeze import freeze as freeze_module
-from builder.freeze import plan_freeze
-from builder.initialize.fill import initialised
-from builder.initialize.plan import Decision, plan_init
+from builder.initialize.fill import initialised, remember
+from builder.initialize.lsuv import refuse_without_batch, rescale
+from builder.initialize.plan import Decision, Surroundings, plan_init
+from builder.initialize.pretrained import PretrainedReport, merged
 from builder.load import Loaded, Places, Source, load
 from builder.module import Entry, check_kinds, construct, entries, on_meta
 from builder.names import Selector
-from builder.policies import POLICIES
+from builder.owners import owners
+from builder.policies import POLICIES, is_function
 from builder.shapes import check_shapes
 from builder.source import ModelSource, render
-from builder.spec import InitRule, problems_of
-from builder.tie import check_ties, ordered
+from builder.spec import FreezeRule, InitRule, problems_of
+from builder.tie import check_ties, hold
 from builder.verify import check_module
 
 Rule = TypeVar("Rule", bound=Selector)
 Scheme = str | Mapping[str, Any] | None
+Batch = torch.Tensor | Sequence[torch.Tensor] | Mapping[str, torch.Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,10 @@ class Proof:
         parameters: Every parameter under every name.
         ties: Tied name → owner.
         decisions: Owner → what decides its initial values.
-        frozen: Owner → the rule that freezes it.
+        freeze: What its freeze rules come to.
         meta: The module on meta.
+        unchecked: Why forward could not be run on meta; empty where it was.
+        pretrained: What was matched, missing and unexpected in each file that a `pretrained` rule reads.
     """
 
     loaded: Loaded
@@ -55,8 +62,15 @@ class Proof:
     parameters: tuple[Entry, ...]
     ties: Mapping[str, str]
     decisions: Mapping[str, Decision]
-    frozen: Mapping[str, str]
+    freeze: FreezePlan
     meta: nn.Module
+    unchecked: str = ""
+    pretrained: tuple[PretrainedReport, ...] = ()
+
+    @property
+    def frozen(self) -> Mapping[str, str]:
+        """Owner → the rule that freezes it whole and for ever."""
+        return self.freeze.forever
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Proof:
         return self  # a proof is a value: copies of a model share it
@@ -68,6 +82,7 @@ def prove(
     args: Mapping[str, Any] | None = None,
     init: Scheme = None,
     freeze: Mapping[str, Any] | None = None,
+    allow: Sequence[str] = (),
     places: Places | None = None,
     name: str = "",
     scheme_name: str = "init",
@@ -79,6 +94,7 @@ def prove(
         args: Values for the model's args.
         init: A policy for every matrix, a mapping of named init rules that win over the model's, or None.
         freeze: Named freeze rules in addition to the model's.
+        allow: Prefixes of dotted names under which kinds and policies may be of the caller's own.
         places: Where the keys of a mapping stand, for messages.
         name: A name for the model, if it is not that of the file.
         scheme_name: What the parameter table calls the rules of `init`.
@@ -88,23 +104,49 @@ def prove(
     """
     loaded = load(source, args, places=places, name=name)
     scheme = read_scheme(init)
-    freeze_rules = {**loaded.spec.freeze, **read_freeze(freeze or {})}
+    freeze_outside = read_freeze(freeze or {})
+    freeze_rules = {**loaded.spec.freeze, **freeze_outside}
     expansion = expand(loaded.spec)
-    loaded.refuse([*expansion.problems, *check_kinds(loaded.spec, expansion)])
+    loaded.refuse([*expansion.problems, *check_kinds(loaded.spec, expansion, allow)])
     untied, problems = render(loaded.spec, loaded.name, ties=False)
     loaded.refuse(problems)
     assert untied is not None, "source without problems"
-    ties = ordered(loaded.spec.tie)
-    loaded.refuse(check_ties(loaded.spec.tie, construct(loaded, untied, expansion.args, on_meta)))
-    tied, _ = render(loaded.spec.model_copy(update={"tie": ties}), loaded.name)
+    apart = construct(loaded, untied, expansion.args, on_meta)
+    loaded.refuse(check_ties(loaded.spec, apart))
+    ties = {name: tie.source for name, tie in owners(loaded.spec.tie)[0].items()}
+    frozen, freeze_problems = plan_freeze(
+        freeze_rules, entries(apart, expansion), ties, apart, expansion.args, freeze_outside
+    )
+    tied, _ = render(loaded.spec, loaded.name, evals=frozen.eval_always)
     assert tied is not None, "source without problems"
     meta = construct(loaded, tied, expansion.args, on_meta)
     parameters = entries(meta, expansion)
-    decisions, init_problems = plan_init(meta, parameters, ties, expansion, scheme, scheme_name)
-    frozen, freeze_problems = plan_freeze(freeze_rules, parameters, ties)
+    around = Surroundings(expansion.args, allow, lambda given: shapes_at(loaded, given, allow))
+    decisions, init_problems = plan_init(meta, parameters, ties, expansion, scheme, scheme_name, around)
     loaded.refuse([*init_problems, *freeze_problems])
-    check_shapes(loaded, expansion, tied, meta)
-    return Proof(loaded, expansion, tied, tuple(parameters), ties, decisions, frozen, meta)
+    unchecked = check_shapes(loaded, expansion, tied, meta)
+    reports = tuple(merged(around.reports))
+    return Proof(loaded, expansion, tied, tuple(parameters), ties, decisions, frozen, meta, unchecked, reports)
+
+
+def shapes_at(loaded: Loaded, given: Mapping[str, Any], allow: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of all parameters of a model with some other args, on meta.
+
+    Raises:
+        BuilderError: The model has no such arg, or does not build with these values.
+    """
+    unknown = [name for name in given if name not in loaded.spec.args]
+    loaded.refuse(
+        [Problem(f"args.{n}", f"the model has no argument {n!r}", did_you_mean(n, loaded.spec.args)) for n in unknown]
+    )
+    spec = loaded.spec.model_copy(update={"args": {**loaded.spec.args, **given}})
+    expansion = expand(spec)
+    loaded.refuse([*expansion.problems, *check_kinds(spec, expansion, allow)])
+    source, problems = render(spec, loaded.name, ties=False)
+    loaded.refuse(problems)
+    assert source is not None, "source without problems"
+    module = construct(loaded, source, expansion.args, on_meta)
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
 
 
 def build(
@@ -113,9 +155,11 @@ def build(
     args: Mapping[str, Any] | None = None,
     init: Scheme = None,
     freeze: Mapping[str, Any] | None = None,
+    allow: Sequence[str] = (),
     seed: int = 0,
     rng: str = "keyed",
     device: str | torch.device | None = None,
+    batch: Batch = None,
 ) -> nn.Module:
     """An ordinary module from a model file, every parameter initialised.
 
@@ -124,15 +168,34 @@ def build(
         args: Values for the model's args.
         init: A policy for every matrix, a mapping of named init rules that win over the model's, or None.
         freeze: Named freeze rules in addition to the model's.
+        allow: Prefixes of dotted names under which kinds and policies may be of the caller's own.
         seed: The init seed.
         rng: `keyed`: a stream for each parameter; `torch`: the bits of the hand-written module after
             `torch.manual_seed`.
-        device: Where the module goes; its values are drawn on the CPU, so that they are the same everywhere.
+        device: Where the module goes; its values are drawn on the CPU, so that they are the same everywhere. On
+            `meta` it has no memory and no values, until `builder.initialise` gives it both.
+        batch: The model's inputs, for a policy that looks at data (`lsuv`): a tensor, a tuple, or a mapping by name.
 
     Raises:
         BuilderError: The model is refused, before memory is allocated.
     """
-    return materialise(prove(source, args=args, init=init, freeze=freeze), seed=seed, rng=rng, device=device)
+    proof = prove(source, args=args, init=init, freeze=freeze, allow=allow)
+    if batch is None:
+        refuse_without_batch(proof.decisions)
+    module = materialise(proof, seed=seed, rng=rng, device="meta" if _is_meta(device) else None)
+    if batch is not None and not _is_meta(device):
+        rescale(module, proof.decisions, proof.parameters, lambda: _forward(module, batch))
+    return module if device is None else module.to(device)
+
+
+def _is_meta(device: str | torch.device | None) -> bool:
+    return device is not None and torch.device(device).type == "meta"
+
+
+def _forward(module: nn.Module, batch: Batch) -> object:
+    if isinstance(batch, Mapping):
+        return module(**batch)
+    return module(*(batch if isinstance(batch, tuple | list) else (batch,)))
 
 
 def materialise(
@@ -143,16 +206,17 @@ def materialise(
         raise BuilderError("build", [Problem("rng", f"unknown rng {rng!r}", "known: keyed, torch")])
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise BuilderError("build", [Problem("init_seed", f"seed {seed!r}", "a whole number, zero or more")])
-    module = initialised(
-        lambda make: construct(proof.loaded, proof.source, proof.expansion.args, make),
-        proof.decisions,
-        proof.parameters,
-        seed,
-        rng,
-    )
-    freeze_module(module, proof.frozen)
-    check_module(module, proof.ties, proof.frozen)
+
+    def make(context: Callable[[], AbstractContextManager[Any]]) -> nn.Module:
+        return construct(proof.loaded, proof.source, proof.expansion.args, context)
+
+    module = make(on_meta) if _is_meta(device) else initialised(make, proof.decisions, proof.parameters, seed, rng)
+    freeze_module(module, proof.freeze)
+    if not _is_meta(device):
+        check_module(module, proof.ties, proof.frozen)
     module.__dict__["_builder_proof"] = proof
+    remember(module, seed, rng)
+    hold(module)
     return module if device is None else module.to(device)
 
 
@@ -175,7 +239,7 @@ def read_scheme(init: Scheme) -> dict[str, InitRule]:
     if init is None or init == "model":
         return {}
     if isinstance(init, str):
-        if init not in POLICIES:
+        if init not in POLICIES and not is_function(init):
             raise BuilderError(
                 "init", [Problem("init", f"unknown policy {init!r}", did_you_mean(init, POLICIES, most=20))]
             )
@@ -183,9 +247,9 @@ def read_scheme(init: Scheme) -> dict[str, InitRule]:
     return _rules(init, InitRule, "init")
 
 
-def read_freeze(rules: Mapping[str, Any]) -> dict[str, Selector]:
+def read_freeze(rules: Mapping[str, Any]) -> dict[str, FreezeRule]:
     """The named freeze rules from outside."""
-    return _rules(rules, Selector, "freeze")
+    return _rules(rules, FreezeRule, "freeze")
 
 
 def _rules(rules: Mapping[str, Any], kind: type[Rule], section: str) -> dict[str, Rule]:
@@ -198,6 +262,6 @@ def _rules(rules: Mapping[str, Any], kind: type[Rule], section: str) -> dict[str
         try:
             found[name] = kind.model_validate(rule)
         except ValidationError as err:
-            problems += [Problem(f"{section}.{name}.{p.address}", p.what, p.hint) for p in problems_of(err)]
+            problems += [Problem(f"{section}.{name}.{p.address}", p.what, p.hint) for p in problems_of(err, kind)]
     raise_all(section, problems)
     return found

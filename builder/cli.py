@@ -1,4 +1,4 @@
-"""`python -m builder check|show|code`, on a model file or on the overrides of a run.
+"""`python -m builder check|show|explain|code|schema`, on a model file or on the overrides of a run.
 
 Each command answers `--help` without importing torch. A config that is refused ends with exit code 2 and every problem
 of the stage that refused it.
@@ -10,12 +10,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from builder.errors import BuilderError, Problem
 
 if TYPE_CHECKING:
     from builder.build import Proof
+    from builder.lit_module import RunPlan
 
 _EXAMPLES = """examples:
   python -m builder {command} conf/model/gpt.yaml
@@ -23,10 +24,22 @@ _EXAMPLES = """examples:
   python -m builder {command} model=digits_mlp init=orthogonal
   python -m builder {command} +recipes=char_gpt
 """
+_EXPLAIN_EXAMPLES = """examples:
+  python -m builder explain h.1.mlp.c_proj.weight conf/model/gpt.yaml
+  python -m builder explain fc1.weight model=digits_mlp init=orthogonal init_seed=3
+  python -m builder explain head.weight +recipes=char_gpt
+"""
+_SCHEMA_EXAMPLES = """examples:
+  python -m builder schema > model.schema.json
+A model file names it in its first line, for editors with a YAML language server:
+  # yaml-language-server: $schema=model.schema.json
+"""
 _COMMANDS = {
     "check": "prove that a model, or a whole run, builds; nothing is allocated",
     "show": "print the parameter table",
+    "explain": "print what decides one parameter, and its scale in theory and as drawn",
     "code": "print the PyTorch source that the model stands for",
+    "schema": "print the JSON Schema of the model file, for editors",
 }
 
 
@@ -34,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, or 2 where the config is refused."""
     given = _parser().parse_args(arguments)
     try:
-        {"check": _check, "show": _show, "code": _code}[given.command](given)
+        {"check": _check, "show": _show, "explain": _explain, "code": _code, "schema": _schema}[given.command](given)
     except BuilderError as err:
         print(err, file=sys.stderr)
         return 2
@@ -53,8 +66,20 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=what,
             description=what,
-            epilog=_EXAMPLES.format(command=name),
+            epilog={"explain": _EXPLAIN_EXAMPLES, "schema": _SCHEMA_EXAMPLES}.get(name)
+            or _EXAMPLES.format(command=name),
             formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == "schema":
+            continue
+        if name == "explain":
+            command.add_argument("name", metavar="NAME", help="dotted name of a parameter, as in the state_dict")
+        command.add_argument(
+            "--allow",
+            action="append",
+            default=[],
+            metavar="PREFIX",
+            help="a package whose classes and functions the file may name; may be given several times",
         )
         command.add_argument(
             "target",
@@ -62,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
             metavar="MODEL.yaml | OVERRIDE",
             help="a model file with key=value overrides, or Hydra overrides",
         )
+        if name == "check":
+            command.add_argument(
+                "--batch", action="store_true", help="build the model and run it on a tiny batch of made values"
+            )
         if name == "show":
             command.add_argument("--json", action="store_true", help="print the table as JSON")
     return parser
@@ -71,38 +100,44 @@ def _is_file(target: Sequence[str]) -> bool:
     return bool(target) and "=" not in target[0] and not target[0].startswith(("~", "+"))
 
 
-def _prove(target: Sequence[str]) -> Proof:
+def _prove(target: Sequence[str], allow: Sequence[str]) -> Proof:
     if _is_file(target):
         from builder.build import prove  # here and below: `--help` needs no torch
         from builder.load import read_file
 
         data, places = read_file(target[0], target[1:])
-        return prove(data, places=places, name=places.file.removesuffix(".yaml"))
+        return prove(data, allow=allow, places=places, name=places.file.removesuffix(".yaml"))
+    return _plan(target, allow).proof
+
+
+def _plan(target: Sequence[str], allow: Sequence[str]) -> RunPlan:
     from builder.config import composed
     from builder.lit_module import plan_run
 
     config, origin = composed(target)
-    return plan_run(config, places=origin.places, name=origin.name, scheme_name=origin.scheme_name).proof
+    return plan_run(config, allow=allow, places=origin.places, name=origin.name, scheme_name=origin.scheme_name)
 
 
 def _check(given: argparse.Namespace) -> None:
-    proof = _prove(given.target)
+    proof = _prove(given.target, given.allow)
     from builder.table import rows, totals
 
     counts = totals(rows(proof))
     frozen = f", {counts['frozen']:,} of them frozen" if counts["frozen"] else ""
-    unchecked = (
-        ""
-        if all(spec.shape is not None for spec in proof.loaded.spec.inputs.values())
-        else "; shapes not checked: an input declares none"
-    )
-    print(
-        f"{proof.loaded.places.file or proof.loaded.name}: ok, {counts['parameters']:,} parameters{frozen}{unchecked}"
-    )
+    shapes = f"; shapes not checked: {proof.unchecked} (--batch runs a tiny batch)" if proof.unchecked else ""
+    if given.batch:
+        from builder.build import materialise
+        from builder.shapes import run_on_tiny_batch
+
+        run_on_tiny_batch(proof.loaded, proof.expansion, proof.source, materialise(proof))
+        shapes = "; ran on a tiny batch"
+    print(f"{proof.loaded.places.file or proof.loaded.name}: ok, {counts['parameters']:,} parameters{frozen}{shapes}")
+    for report in proof.pretrained:
+        print(report)
 
 
 def _show(given: argparse.Namespace) -> None:
-    proof = _prove(given.target)
+    proof = _prove(given.target, given.allow)
     from rich.console import Console
 
     from builder.table import as_data, render_table, rows
@@ -114,6 +149,32 @@ def _show(given: argparse.Namespace) -> None:
         Console(width=None if sys.stdout.isatty() else 140).print(render_table(table, proof.source.class_name))
 
 
+def _explain(given: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from builder.explain import explain, lines
+    from builder.groups import group_of
+
+    if _is_file(given.target):
+        found = lines(explain(_prove(given.target, given.allow), given.name))
+    else:
+        plan = _plan(given.target, given.allow)
+        seed = plan.config.get("init_seed", plan.config.get("seed", 0))
+        explanation = explain(plan.proof, given.name, seed=seed, rng=plan.config.get("rng", "keyed"))
+        found = lines(explanation, group_of(plan.groups, explanation.owner))
+    grid = Table.grid(padding=(0, 2))
+    for label, text in found:
+        grid.add_row(f"[bold]{label}[/]", text)
+    Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(grid)
+
+
+def _schema(given: argparse.Namespace) -> None:
+    from builder.schema import schema
+
+    print(json.dumps(schema(), indent=2))
+
+
 def _code(given: argparse.Namespace) -> None:
     from builder.code import code
 
@@ -123,9 +184,12 @@ def _code(given: argparse.Namespace) -> None:
         data, places = read_file(given.target[0], given.target[1:])
         print(code(data, places=places, name=places.file.removesuffix(".yaml")), end="")
         return
+    from omegaconf import OmegaConf
+
     from builder.config import composed
 
     config, origin = composed(given.target)
     if config.get("model") is None:
         raise BuilderError("config", [Problem("model", "is missing", "give model=NAME")])
-    print(code(config.model, places=origin.places, name=origin.name), end="")
+    freeze: Any = OmegaConf.to_container(config.freeze, resolve=True) if config.get("freeze") else None
+    print(code(config.model, freeze=freeze, places=origin.places, name=origin.name), end="")

@@ -81,13 +81,28 @@ class Expansion:
             return None
 
     def _enter(self, block: BlockSpec, scope: dict[str, Any], path: str, section: str, inside: tuple[str, ...]) -> None:
-        for name, layer in block.layers.items():
-            address = f"{section}layers.{name}"
+        self._enter_layers(block.layers, scope, path, f"{section}layers", inside)
+
+    def _enter_layers(
+        self, layers: Mapping[str, LayerSpec], scope: dict[str, Any], path: str, section: str, inside: tuple[str, ...]
+    ) -> None:
+        for name, layer in layers.items():
+            address = f"{section}.{name}"
             for index, inner in self._indices(layer, scope, address):
                 here = f"{path}{name}" if index is None else f"{path}{name}.{index}"
-                self._place(layer, inner, here, address, inside)
+                if self._is_made(layer, inner, address):
+                    self._place(layer, inner, here, address, inside)
                 if self.size > MAX_INSTANCES:
                     return
+
+    def _is_made(self, layer: LayerSpec, scope: Mapping[str, Any], address: str) -> bool:
+        if layer.when is None:
+            return True
+        before = len(self.problems)
+        holds = self.compute(layer.when, scope, f"{address}.when")
+        if len(self.problems) == before and not isinstance(holds, bool):
+            self.problems.append(Problem(f"{address}.when", f"got {holds!r}", "a comparison, or true or false"))
+        return holds is True
 
     def _indices(
         self, layer: LayerSpec, scope: dict[str, Any], address: str
@@ -117,6 +132,9 @@ class Expansion:
         if len(self.problems) > before:
             return
         self.instances.append(Instance(path, address, layer, values, scope))
+        if layer.layers is not None:
+            self._enter_layers(layer.children, scope, f"{path}.", f"{address}.layers", inside)
+            return
         block = self.spec.blocks.get(layer.kind)
         if block is None:
             return

@@ -17,10 +17,11 @@ from builder.build import Proof
 from builder.errors import BuilderError, Problem
 from builder.lit_module import LitModule
 from builder.shapes import check_batch, raise_from_forward
+from builder.task import Batch
 
 
-def check_first_batch(lit: LitModule, proof: Proof, data: pl.LightningDataModule) -> None:
-    """Runs the task's loss and metrics on the first training batch, without gradients, in eval mode.
+def check_first_batch(lit: LitModule, proof: Proof, data: pl.LightningDataModule) -> Batch:
+    """The first training batch, once the task's loss and metrics have run on it, without gradients, in eval mode.
 
     Raises:
         BuilderError: The batch does not fit the task, the model's inputs or an Embedding's range.
@@ -35,6 +36,7 @@ def check_first_batch(lit: LitModule, proof: Proof, data: pl.LightningDataModule
             what = f"the data gives batches of {size}, the task names {len(names)}: {', '.join(names)}"
             raise BuilderError("task", [Problem("task.batch", what, "name each part of a batch, in order")])
         _run(lit, proof, batch)
+    return batch
 
 
 def _run(lit: LitModule, proof: Proof, batch: Any) -> None:

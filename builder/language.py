@@ -27,8 +27,8 @@ TORCH = frozenset(
     matmul maximum mean median meshgrid minimum mm movedim multinomial mul mv narrow ne nonzero norm ones ones_like
     outer permute polar pow prod rand rand_like randint randn randn_like real imag reciprocal relu repeat_interleave
     reshape roll round rsqrt scatter select sigmoid sign sin sinh softmax log_softmax sort split sqrt square squeeze
-    stack std sub sum swapaxes t take tan tanh tensordot tile topk transpose tril triu unbind unflatten unsqueeze var
-    view_as_complex view_as_real vstack hstack where zeros zeros_like
+    stack std sub sum swapaxes t take tan tanh tensordot tile topk transpose tril tril_indices triu triu_indices unbind
+    unflatten unsqueeze var view_as_complex view_as_real vstack hstack where zeros zeros_like
     """.split()
 )
 FUNCTIONAL = frozenset(

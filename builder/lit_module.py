@@ -6,7 +6,7 @@ Lightning `Trainer` fits. Frozen parameters never reach the optimizer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from builder.build import Proof, materialise, prove
+from builder.build import Proof, materialise, proof_of, prove
 from builder.config import unresolved
 from builder.errors import Problem, did_you_mean, raise_all
+from builder.freeze import check_joint_state, check_something_trains
+from builder.groups import Group, check_saved_groups, parameter_groups, plan_groups
+from builder.hold import Holding, hold_frozen
+from builder.initialize.lsuv import refuse_without_batch, rescale
 from builder.load import Places
 from builder.optim import check_optimizer, check_scheduler, make_optimizer, make_scheduler
-from builder.table import rows, totals
 from builder.task import Batch, Task, read_task
 
 
@@ -31,18 +34,26 @@ class LitModule(pl.LightningModule):
     Attributes:
         model: The built module.
         task: What it learns.
+        groups: The groups of its optimizer.
     """
 
     def __init__(
-        self, model: nn.Module, task: Task, optimizer: Mapping[str, Any], scheduler: Mapping[str, Any]
+        self,
+        model: nn.Module,
+        task: Task,
+        optimizer: Mapping[str, Any],
+        scheduler: Mapping[str, Any],
+        groups: Sequence[Group],
     ) -> None:
         super().__init__()
         self.model = model
         self.task = task
+        self.groups = tuple(groups)
         self.metrics = nn.ModuleDict(
             {f"{stage}_{name}": metric for stage in ("val", "test") for name, metric in task.make_metrics().items()}
         )
         self._optimizer, self._scheduler = dict(optimizer), dict(scheduler)
+        self._holding: Holding | None = None
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         """The model's own output."""
@@ -71,13 +82,39 @@ class LitModule(pl.LightningModule):
             metric(*values)
             self.log(f"{stage}/{name}", metric, on_epoch=True, on_step=False, prog_bar=True, batch_size=size)
 
+    def setup(self, stage: str) -> None:
+        """Refuses what several processes cannot do.
+
+        Raises:
+            BuilderError: A freeze rule has a schedule: data-parallel strategies fix at the start what they reduce.
+        """
+        scheduled = proof_of(self.model).freeze.scheduled
+        if stage == "fit" and scheduled and self.trainer.world_size > 1:
+            what = f"{scheduled[0]!r} is frozen for a time, and there are {self.trainer.world_size} processes"
+            hint = "freeze for ever, or train in one process: trainer.devices=1"
+            raise_all("config", [Problem("freeze", what, hint)])
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Freezes and thaws what the freeze rules say of this epoch and step."""
+        if self._holding is not None and self._holding.is_scheduled:
+            self._holding.at(self.current_epoch, self.global_step)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the states of torch's generators, so that dropout goes on as it would have."""
+        if self._holding is not None:
+            self._holding.restore()  # a step that was broken off has moved rows, and the tensors are not copied yet
         checkpoint["rng_states"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the states of torch's generators where training goes on from a checkpoint."""
+        """Restores the states of torch's generators where training goes on from a checkpoint.
+
+        Raises:
+            BuilderError: The checkpoint's optimizer had other groups.
+        """
         states = checkpoint.get("rng_states", {})
+        if self.trainer.training:
+            saved: Mapping[str, Any] = next(iter(checkpoint.get("optimizer_states", [])), {})
+            raise_all("config", check_saved_groups(saved.get("param_groups", []), self.groups))
         if self.trainer.training and states:
             torch.set_rng_state(states["cpu"].cpu())
             if len(states["cuda"]) == torch.cuda.device_count():
@@ -85,7 +122,10 @@ class LitModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters, and the scheduler if there is one."""
-        optimizer = make_optimizer(self._optimizer, [p for p in self.model.parameters() if p.requires_grad])
+        optimizer = make_optimizer(self._optimizer, parameter_groups(self.groups, self.model))
+        if self._holding is not None:
+            self._holding.remove()
+        self._holding = hold_frozen(self.model, optimizer)
         if not self._scheduler:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": make_scheduler(self._scheduler, optimizer)}
@@ -99,24 +139,32 @@ class RunPlan:
         proof: The proved model.
         task: What it learns.
         config: The config's plain values.
+        groups: The groups of the optimizer; every trainable parameter is in exactly one.
     """
 
     proof: Proof
     task: Task
     config: Mapping[str, Any]
+    groups: tuple[Group, ...]
 
 
 SECTIONS = ("model", "init", "freeze", "task", "optimizer", "scheduler", "seed", "init_seed", "rng")
 
 
 def plan_run(
-    config: DictConfig | Mapping[str, Any], *, places: Places | None = None, name: str = "", scheme_name: str = "init"
+    config: DictConfig | Mapping[str, Any],
+    *,
+    allow: Sequence[str] = (),
+    places: Places | None = None,
+    name: str = "",
+    scheme_name: str = "init",
 ) -> RunPlan:
     """Proves the model, the task and the optimizer of a composed config.
 
     Args:
         config: A config with `model`, `task`, `optimizer`, and optionally `init`, `freeze`, `scheduler`, `seed`,
             `init_seed`, `rng`.
+        allow: Prefixes of dotted names under which kinds and policies may be of the caller's own.
         places: Where the model's keys stand, for messages.
         name: The model's name.
         scheme_name: What the parameter table calls the rules of `init`.
@@ -137,27 +185,29 @@ def plan_run(
         plain["model"],
         init=plain.get("init"),
         freeze=plain.get("freeze"),
+        allow=allow,
         places=places,
         name=name,
         scheme_name=scheme_name,
     )
     task = read_task(plain["task"])
-    problems = [
-        *(check_optimizer(plain["optimizer"]) or check_scheduler(plain.get("scheduler") or {}, plain["optimizer"])),
-        *_check_settings(plain),
-    ]
-    counts = totals(rows(proof))
-    if counts["trainable"] == 0:
-        by = ", ".join(sorted(set(proof.frozen.values()))) or "nothing"
-        problems.append(
-            Problem(
-                "freeze",
-                f"everything is frozen: all {counts['parameters']:,} parameters (by {by})",
-                "leave something to train",
-            )
-        )
+    groups, found = _plan_optimizer(plain["optimizer"], plain.get("scheduler") or {}, proof)
+    problems = [*found, *_check_settings(plain)]
+    problems += check_something_trains(proof.freeze)
+    problems += check_joint_state(proof.freeze, str(plain["optimizer"].get("_target_")).rpartition(".")[2])
     raise_all("config", problems)
-    return RunPlan(proof, task, plain)
+    return RunPlan(proof, task, plain, tuple(groups))
+
+
+def _plan_optimizer(
+    optimizer: Mapping[str, Any], scheduler: Mapping[str, Any], proof: Proof
+) -> tuple[list[Group], list[Problem]]:
+    """The groups of the optimizer, and what is wrong with it, with them, or with the scheduler."""
+    problems = check_optimizer(optimizer)
+    if problems:
+        return [], problems
+    groups, problems = plan_groups(optimizer, proof)
+    return groups, problems or check_scheduler(scheduler, optimizer, [group.settings for group in groups])
 
 
 def _check_settings(plain: Mapping[str, Any]) -> list[Problem]:
@@ -184,13 +234,35 @@ def plain_sections(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if value is not None}
 
 
-def lightning_module(config: DictConfig | Mapping[str, Any] | RunPlan) -> LitModule:
-    """A LightningModule from a composed config (or from one that `plan_run` proved).
+def lightning_module(
+    config: DictConfig | Mapping[str, Any], *, allow: Sequence[str] = (), batch: Batch | None = None
+) -> LitModule:
+    """A LightningModule from a composed config.
+
+    Args:
+        config: As for `plan_run`.
+        allow: As for `plan_run`.
+        batch: A batch of the task, for a policy that looks at data (`lsuv`).
 
     Raises:
         BuilderError: Any part is refused, before memory is allocated.
     """
-    plan = config if isinstance(config, RunPlan) else plan_run(config)
+    plan = plan_run(config, allow=allow)
+    if batch is None:
+        refuse_without_batch(plan.proof.decisions)
+    lit = assemble(plan)
+    if batch is not None:
+        scale_to_batch(lit, plan.proof, batch)
+    return lit
+
+
+def scale_to_batch(lit: LitModule, proof: Proof, batch: Batch) -> None:
+    """Scales what `lsuv` decides, on a batch of the task."""
+    rescale(lit.model, proof.decisions, proof.parameters, lambda: lit.task.loss(lit.model, batch))
+
+
+def assemble(plan: RunPlan) -> LitModule:
+    """The LightningModule of a proved run; what `lsuv` decides still awaits its batch."""
     seed = plan.config.get("init_seed", plan.config.get("seed", 0))
     model = materialise(plan.proof, seed=seed, rng=plan.config.get("rng", "keyed"))
-    return LitModule(model, plan.task, plan.config["optimizer"], plan.config.get("scheduler") or {})
+    return LitModule(model, plan.task, plan.config["optimizer"], plan.config.get("scheduler") or {}, plan.groups)

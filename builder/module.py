@@ -9,24 +9,27 @@ to the key of the model file that the failing line came from.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import linecache
 import math
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from builder.errors import Problem, did_you_mean
+from builder.allowed import allowed_object, is_dotted
+from builder.errors import BuilderError, Problem, did_you_mean
 from builder.expand import Expansion, Instance
 from builder.language import BUILTINS
 from builder.load import Loaded
+from builder.owners import owners
 from builder.source import ModelSource
 from builder.spec import ModelSpec
 
@@ -58,8 +61,14 @@ _POSITIVE = frozenset(
 # ---- kinds and arguments -------------------------------------------------------------------------------------------
 
 
-def check_kinds(spec: ModelSpec, expansion: Expansion) -> list[Problem]:
-    """What is wrong with the kinds of a model's layers and with their arguments."""
+def check_kinds(spec: ModelSpec, expansion: Expansion, allow: Sequence[str] = ()) -> list[Problem]:
+    """What is wrong with the kinds of a model's layers and with their arguments.
+
+    Args:
+        spec: The model file.
+        expansion: Its layers.
+        allow: Prefixes of dotted names under which a kind may be a class of the caller's own.
+    """
     problems = [
         Problem(f"blocks.{name}", f"block {name!r} hides torch.nn.{name}", "rename it")
         for name in spec.blocks
@@ -75,10 +84,13 @@ def check_kinds(spec: ModelSpec, expansion: Expansion) -> list[Problem]:
     )
     for instance in expansion.instances:
         kind, address = instance.layer.kind, instance.address
-        if kind in spec.blocks:
+        if kind in spec.blocks or instance.layer.layers is not None:
             continue
         if kind == "Parameter":
             problems += _check_parameter(instance)
+        elif is_dotted(kind):
+            cls, found = allowed_object(kind, allow, f"{address}.kind", "layer class", _is_layer_class)
+            problems += found or list(_check_arguments(cls, instance))
         elif kind not in KINDS:
             known = {*KINDS, *spec.blocks, "Parameter"}
             problems.append(Problem(f"{address}.kind", f"unknown kind {kind!r}", _kind_hint(kind, known)))
@@ -87,12 +99,17 @@ def check_kinds(spec: ModelSpec, expansion: Expansion) -> list[Problem]:
     return list(dict.fromkeys(problems))
 
 
+def _is_layer_class(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, nn.Module)
+
+
 def _kind_hint(kind: str, known: set[str]) -> str:
     if kind.startswith("Lazy"):
         return "a lazy layer has no shape before data; give its sizes by expressions"
     if kind in _CONTAINERS:
         return "use repeat, or a block"
-    return did_you_mean(kind, known, most=6) + "\nallowed: Parameter, a public class of torch.nn, a block of this file"
+    allowed = "allowed: Parameter, a public class of torch.nn, a block of this file, a class that the caller allows"
+    return f"{did_you_mean(kind, known, most=6)}\n{allowed}"
 
 
 def _check_parameter(instance: Instance) -> Iterator[Problem]:
@@ -161,18 +178,49 @@ def _check_value(cls: type[nn.Module], key: str, value: Any, annotation: str, ad
 # ---- class and module ----------------------------------------------------------------------------------------------
 
 
-def compile_class(source: ModelSource) -> type[nn.Module]:
-    """The model's class, from its generated source (which was rendered from checked trees alone)."""
-    digest = sha256(source.text.encode()).hexdigest()[:12]
+Rewrite = Callable[[ast.Module], ast.Module]
+
+
+def compile_class(source: ModelSource, rewrite: Rewrite | None = None) -> type[nn.Module]:
+    """The model's class, from its generated source (which was rendered from checked trees alone).
+
+    Args:
+        source: The generated source.
+        rewrite: Changes the parsed source, for a variant of the class with the same lines.
+    """
+    cls: type[nn.Module] = getattr(_executed(source.text, source.class_name, rewrite), source.class_name)
+    return cls
+
+
+def _executed(text: str, title: str, rewrite: Rewrite | None = None) -> types.ModuleType:
+    """The Python module that generated source makes, once a process."""
+    variant = f"_{rewrite.__name__.strip('_')}" if rewrite else ""
+    digest = f"{sha256(text.encode()).hexdigest()[:12]}{variant}"
     name = f"builder_generated_{digest}"
     if name not in sys.modules:
         module = types.ModuleType(name)
-        module.__file__ = f"<generated {source.class_name} {digest}>"
-        linecache.cache[module.__file__] = (len(source.text), None, source.text.splitlines(True), module.__file__)
-        exec(compile(source.text, module.__file__, "exec"), module.__dict__)
-        sys.modules[name] = module  # so that instances can be pickled within the process
-    cls: type[nn.Module] = getattr(sys.modules[name], source.class_name)
-    return cls
+        module.__file__ = f"<generated {title} {digest}>"
+        linecache.cache[module.__file__] = (len(text), None, text.splitlines(True), module.__file__)
+        tree = ast.parse(text, module.__file__)
+        exec(compile(rewrite(tree) if rewrite else tree, module.__file__, "exec"), module.__dict__)
+        for cls in [value for value in vars(module).values() if getattr(value, "__module__", "") == name]:
+            cls.__reduce_ex__ = _reduce_to_source
+            cls._builder_source = (text, title, cls.__name__)
+        sys.modules[name] = module
+    return sys.modules[name]
+
+
+def _reduce_to_source(self: nn.Module, protocol: int) -> Any:
+    """Pickles an instance as its class's source and its state, so that another process can make the class again."""
+    made = vars(type(self)).get("_builder_source")
+    if made is None:  # a class that somebody derived from a generated one
+        return object.__reduce_ex__(self, protocol)
+    return _instance_of_source, made, self.__getstate__()  # type: ignore[no-untyped-call]
+
+
+def _instance_of_source(text: str, title: str, name: str) -> nn.Module:
+    cls: type[nn.Module] = getattr(_executed(text, title), name)
+    return cls.__new__(cls)
 
 
 def origin_of(err: BaseException, cls: type[nn.Module], source: ModelSource) -> tuple[str, int | None, str]:
@@ -235,6 +283,46 @@ def parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
+# ---- what a built module carries -----------------------------------------------------------------------------------
+
+
+class Carried(Protocol):
+    """The parts of a proof (`builder.build.Proof`) that a built module needs after it was built."""
+
+    @property
+    def loaded(self) -> Loaded:
+        """The spec."""
+
+    @property
+    def expansion(self) -> Expansion:
+        """Every layer instance."""
+
+    @property
+    def source(self) -> ModelSource:
+        """The generated source."""
+
+    @property
+    def ties(self) -> Mapping[str, str]:
+        """Tied name → owner."""
+
+    @property
+    def frozen(self) -> Mapping[str, Any]:
+        """Owner → what freezes it."""
+
+
+def carried(module: nn.Module) -> Carried:
+    """What a built module carries.
+
+    Raises:
+        BuilderError: The module was not built by builder.
+    """
+    proof: Carried | None = module.__dict__.get("_builder_proof")
+    if proof is None:
+        problem = Problem(type(module).__name__, "was not built by builder", "build it with builder.build(...)")
+        raise BuilderError("module", [problem])
+    return proof
+
+
 # ---- parameters ----------------------------------------------------------------------------------------------------
 
 
@@ -267,10 +355,12 @@ class Entry:
 
 
 def entries(module: nn.Module, expansion: Expansion) -> list[Entry]:
-    """Every parameter under every name that it has, in declaration order."""
+    """Every parameter under every name that it has, a transposed tie's among them, in declaration order."""
     by_path = {instance.path: instance for instance in expansion.instances}
     found: list[Entry] = []
-    for name, parameter in module.named_parameters(remove_duplicate=False):
+    named = dict(module.named_parameters(remove_duplicate=False))
+    transposed = [name for name, tie in owners(expansion.spec.tie)[0].items() if tie.transpose and name not in named]
+    for name, parameter in [*named.items(), *((name, getattr(module, name)) for name in transposed)]:
         owner, _, local = name.rpartition(".")
         instance = next(by_path[path] for path in _prefixes(name) if path in by_path)
         kind = "Parameter" if instance.layer.kind == "Parameter" else type(module.get_submodule(owner)).__name__

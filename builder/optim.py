@@ -7,7 +7,8 @@ notices only at the first step is refused before the run has written anything.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,17 +27,27 @@ SCHEDULERS: dict[str, type[lr_scheduler.LRScheduler]] = {
     for name, value in vars(lr_scheduler).items()
     if inspect.isclass(value) and issubclass(value, lr_scheduler.LRScheduler) and value is not lr_scheduler.LRScheduler
 }
+GROUPS = "groups"  # the key under which an optimizer's config has rules for its groups
+_NUMBERS = {"lr", "lr_scale", "weight_decay", "momentum", "eps", "gamma", "max_lr", "base_lr"}
 _LIGHTNING_KEYS = {"interval", "frequency", "monitor"}  # what Lightning, not the scheduler, is told
 
 
 def check_optimizer(config: Mapping[str, Any]) -> list[Problem]:
-    """What is wrong with an optimizer's config: `{_target_: torch.optim.AdamW, lr: 0.001}`."""
-    problems = _check("optimizer", config, OPTIMIZERS, "torch.optim", {"params"}, set())
-    return problems or _rehearsed("optimizer", config, {})
+    """What is wrong with an optimizer's config, its `groups` apart: `{_target_: torch.optim.AdamW, lr: 0.001}`."""
+    problems = _check("optimizer", config, OPTIMIZERS, "torch.optim", {"params"}, {GROUPS})
+    return problems or _rehearsed("optimizer", config, {}, ())
 
 
-def check_scheduler(config: Mapping[str, Any], optimizer: Mapping[str, Any]) -> list[Problem]:
-    """What is wrong with a scheduler's config, given a checked optimizer's; an empty one is none."""
+def check_scheduler(
+    config: Mapping[str, Any], optimizer: Mapping[str, Any], groups: Sequence[Mapping[str, Any]] = ()
+) -> list[Problem]:
+    """What is wrong with a scheduler's config, given a checked optimizer's; an empty one is none.
+
+    Args:
+        config: The scheduler's.
+        optimizer: The optimizer's.
+        groups: The settings of each of the optimizer's groups.
+    """
     if not config:
         return []
     problems = _check("scheduler", config, SCHEDULERS, "torch.optim.lr_scheduler", {"optimizer"}, _LIGHTNING_KEYS)
@@ -45,25 +56,31 @@ def check_scheduler(config: Mapping[str, Any], optimizer: Mapping[str, Any]) -> 
         problems.append(Problem("scheduler.interval", what, did_you_mean(config["interval"], ["epoch", "step"])))
     if _is_plateau(config) and not config.get("monitor"):
         problems.append(Problem("scheduler.monitor", "is missing", "name what it watches: scheduler.monitor=val/loss"))
-    return problems or _rehearsed("scheduler", optimizer, config)
+    return problems or _rehearsed("scheduler", optimizer, config, groups)
 
 
 def _is_plateau(config: Mapping[str, Any]) -> bool:
     return str(config.get("_target_", "")).endswith(".ReduceLROnPlateau")
 
 
-def _rehearsed(section: str, optimizer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> list[Problem]:
-    """What a step on a parameter of one value says: classes of torch check some arguments only when they run."""
+def _rehearsed(
+    section: str,
+    optimizer: Mapping[str, Any],
+    scheduler: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+) -> list[Problem]:
+    """What a step on parameters of one value says: classes of torch check some arguments only when they run."""
     config = scheduler or optimizer
     name = str(config["_target_"]).rpartition(".")[2]
     try:
-        made = make_optimizer(optimizer, [nn.Parameter(torch.zeros(1, 1))])
+        parameters = [{"params": [nn.Parameter(torch.zeros(1, 1))], **settings} for settings in groups or [{}]]
+        made = make_optimizer(optimizer, parameters)
         moves: Any = make_scheduler(scheduler, made)["scheduler"] if scheduler else None
         made.step(lambda: 0.0)
         if moves is not None:
             moves.step(*([0.0] if _is_plateau(scheduler) else []))
     except Exception as err:  # torch raises anything from an IndexError to an AssertionError for a bad argument
-        given = ", ".join(f"{key}: {value!r}" for key, value in config.items() if key != "_target_")
+        given = ", ".join(f"{key}: {value!r}" for key, value in config.items() if key not in ("_target_", GROUPS))
         said = f"{type(err).__name__}: {str(err).splitlines()[0] if str(err) else 'no message'}"
         return [Problem(section, f"{name} does not run with {given or 'no arguments'}: {said}", "mend its arguments")]
     return []
@@ -94,32 +111,53 @@ def _check(
         address = f"{section}.{key}"
         if key not in allowed:
             problems.append(Problem(address, f"{name} has no argument {key!r}", did_you_mean(key, allowed, most=20)))
-        elif key in ("lr", "weight_decay", "momentum", "eps", "gamma", "max_lr"):
-            problems += _check_number(address, key, value)
+        else:
+            problems += check_number(address, key, value)
     return problems
 
 
-def _check_number(address: str, key: str, value: Any) -> list[Problem]:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+def check_number(address: str, key: str, value: Any) -> list[Problem]:
+    """What is wrong with the value of an argument, if it is one of those that are a number, zero or more."""
+    if key not in _NUMBERS:
+        return []
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return [Problem(address, f"{key} is a number, got {value!r}", "write 0.001 or 1e-3")]
     if value < 0:
         return [Problem(address, f"{key} is {value}", "zero or more")]
     return []
 
 
-def make_optimizer(config: Mapping[str, Any], parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of a checked config over some parameters."""
+def make_optimizer(
+    config: Mapping[str, Any], parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+) -> torch.optim.Optimizer:
+    """The optimizer of a checked config over some parameters, or over groups of them as torch takes these."""
     name = str(config["_target_"]).rpartition(".")[2]
-    arguments = {key: value for key, value in config.items() if key != "_target_"}
+    arguments = {key: value for key, value in config.items() if key not in ("_target_", GROUPS)}
     make: Any = OPTIMIZERS[name]
     optimizer: torch.optim.Optimizer = make(parameters, **arguments)
     return optimizer
 
 
 def make_scheduler(config: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The scheduler of a checked config, with what Lightning is told of it."""
+    """The scheduler of a checked config, with what Lightning is told of it.
+
+    A group keeps its proportion to the optimizer's learning rate: most schedulers multiply what each group has; of the
+    two that set rates of their own, OneCycleLR and CyclicLR, each group gets its share.
+    """
     name = str(config["_target_"]).rpartition(".")[2]
     arguments = {key: value for key, value in config.items() if key not in {"_target_", *_LIGHTNING_KEYS}}
+    if name in ("OneCycleLR", "CyclicLR"):
+        shares = _shares(optimizer)
+        for key in {"max_lr", "base_lr"} & set(arguments):
+            arguments[key] = [arguments[key] * share for share in shares]
     make: Any = SCHEDULERS[name]
     told = {key: value for key, value in config.items() if key in _LIGHTNING_KEYS}
     return {"scheduler": make(optimizer, **arguments), **told}
+
+
+def _shares(optimizer: torch.optim.Optimizer) -> list[float]:
+    """What the learning rate of each group is of the optimizer's own."""
+    own, rates = optimizer.defaults["lr"], [group["lr"] for group in optimizer.param_groups]
+    if own == 0 and any(rates):
+        raise ValueError("optimizer.lr is 0, so that the proportions of the groups to it are not known")
+    return [1.0 if rate == own else rate / own for rate in rates]

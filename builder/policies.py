@@ -1,6 +1,7 @@
 """The init policies by name: their arguments, and what they need of a parameter.
 
-The names and arguments are those of `torch.nn.init` without the underscore; torch itself is not needed to read them.
+Most names and arguments are those of `torch.nn.init` without the underscore; torch itself is not needed to read them.
+A name with a dot is a function of the user's own, under a prefix that the caller allows.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from builder.allowed import is_dotted
 from builder.errors import Problem, did_you_mean
 
 NONLINEARITIES = (
@@ -56,13 +58,38 @@ POLICIES: dict[str, Policy] = {
     "sparse": Policy({"sparsity": REQUIRED, "std": 0.01}, min_ndim=2, max_ndim=2),
     "default": Policy(),
     "values": Policy({"values": REQUIRED}, random=False),
+    "expression": Policy({"value": REQUIRED, "draws": {}}),
+    "copy": Policy({"of": REQUIRED, "transpose": False}, random=False),
+    "pretrained": Policy(
+        {"path": REQUIRED, "key": "{name}", "dim": 0, "transpose": False, "rows": None, "missing": "refuse"},
+        random=False,
+    ),
+    "lsuv": Policy({"std": 1.0, "tolerance": 0.05, "iterations": 10}, min_ndim=2),
+    "mup": Policy({"base": REQUIRED, "std": None}),
     "empty": Policy(random=False),
 }
-OWN = frozenset({"default", "values", "empty"})  # those that torch.nn.init does not have
+_OWN = frozenset({"default", "values", "expression", "copy", "pretrained", "lsuv", "mup", "empty"})
+
+
+def is_own(policy: str) -> bool:
+    """Whether a policy is one that `torch.nn.init` does not have."""
+    return policy in _OWN or is_function(policy)
+
+
+def is_function(policy: str) -> bool:
+    """Whether a policy is a function of the user's own, by its dotted path."""
+    return is_dotted(policy)
+
+
+def policy_of(name: str) -> Policy:
+    """What a known policy, or a function of the user's own, takes and needs."""
+    return Policy() if is_function(name) else POLICIES[name]
 
 
 def check_policy(name: object, arguments: Mapping[str, Any], address: str) -> list[Problem]:
     """What is wrong with a policy's name and arguments (values computed), at a dotted address."""
+    if is_function(str(name)):
+        return []  # its arguments are compared with its signature once the caller has allowed it
     if name not in POLICIES:
         return [Problem(f"{address}.policy", f"unknown policy {name!r}", did_you_mean(name, POLICIES, most=20))]
     known = POLICIES[str(name)].arguments
@@ -83,23 +110,39 @@ def check_policy(name: object, arguments: Mapping[str, Any], address: str) -> li
     for key, value in arguments.items():
         if key in known:
             problems += _check_argument(str(name), key, value, f"{address}.{key}")
+    if name == "trunc_normal" and not problems:
+        low, high = ({**known, **arguments}[key] for key in ("a", "b"))
+        if low >= high:
+            problems.append(Problem(f"{address}.a", f"no value is from {low} to {high}", "a is below b"))
     return problems
 
 
 def _check_argument(policy: str, key: str, value: Any, address: str) -> list[Problem]:
-    if key == "values":
-        return []
+    if policy in ("values", "pretrained", "mup") or key == "draws":
+        return []  # checked where they are read
     choices = {"mode": ("fan_in", "fan_out"), "nonlinearity": NONLINEARITIES}.get(key)
     if choices is not None:
         return [] if value in choices else [Problem(address, f"unknown {key} {value!r}", did_you_mean(value, choices))]
+    if key in _WRITTEN:
+        kind, example = _WRITTEN[key]
+        return [] if isinstance(value, kind) else [Problem(address, f"got {value!r}", f"write {key}: {example}")]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return [Problem(address, f"{key} is a number, got {value!r}", "write 0.02, not text or a bool")]
     if value != value or value in (float("inf"), float("-inf")):
         return [Problem(address, f"{key} is {value}", "give a finite number")]
-    limits: dict[str, tuple[float, float, str]] = {
-        "std": (0.0, float("inf"), "zero or more"),
-        "sparsity": (0.0, 1.0, "from 0 to 1"),
-        "groups": (1, float("inf"), "one or more"),
-    }
-    low, high, words = limits.get(key, (float("-inf"), float("inf"), ""))
+    low, high, words = _LIMITS.get(key, (float("-inf"), float("inf"), ""))
     return [] if low <= value <= high else [Problem(address, f"{policy}: {key} is {value}", f"{key} is {words}")]
+
+
+_WRITTEN: dict[str, tuple[type, str]] = {
+    "of": (str, "wte.weight"),
+    "transpose": (bool, "true"),
+    "value": (str, "=where(abs(u) >= 5, u, 0), with draws: {u: {policy: uniform, a: -10, b: 10}}"),
+}
+_LIMITS: dict[str, tuple[float, float, str]] = {
+    "std": (0.0, float("inf"), "zero or more"),
+    "sparsity": (0.0, 1.0, "from 0 to 1"),
+    "groups": (1, float("inf"), "one or more"),
+    "tolerance": (1e-6, 1.0, "above zero, to 1"),
+    "iterations": (1, 1000, "from 1 to 1000"),
+}

@@ -86,7 +86,7 @@ class Renderer(ast.NodeTransformer):
                 case ast.Return():
                     if statement.value is None:
                         raise LanguageError("returns nothing", line, "return a tensor, a tuple or a dict")
-                    yield line, f"{pad}return {self.expression(statement.value)}"
+                    yield line, f"{pad}return {self._bare(statement.value)}"
                 case ast.For():
                     self._bind(
                         statement.target,
@@ -94,7 +94,8 @@ class Renderer(ast.NodeTransformer):
                         layer=bool(names_read(statement.iter) & self.layers),
                     )
                     source = self.expression(statement.iter)
-                    yield line, f"{pad}for {ast.unparse(statement.target)} in {source}:"
+                    target = _without_parentheses(statement.target, ast.unparse(statement.target))
+                    yield line, f"{pad}for {target} in {source}:"
                     yield from self.statements(statement.body, indent + 1)
                 case ast.If():
                     if not self._is_plain(statement.test):
@@ -119,7 +120,7 @@ class Renderer(ast.NodeTransformer):
             left, right = statement.targets[0], statement.value
         right = ast.copy_location(right, statement)
         plain, layer = self._is_plain(right), self._is_layer(right)
-        value = self.expression(right)
+        value = self._bare(right)
         if isinstance(left, ast.Name) and left.id in self.scope.buffers:
             buffer = self.scope.members[left.id]
             if plain:
@@ -127,7 +128,11 @@ class Renderer(ast.NodeTransformer):
             whole = isinstance(right, ast.Call | ast.Name | ast.Attribute | ast.Subscript)
             return f"{buffer}.copy_({value if whole else f'({value})'}.detach())"
         self._bind(left, plain=plain, layer=layer)
-        return f"{ast.unparse(left)} = {value}"
+        return f"{_without_parentheses(left, ast.unparse(left))} = {value}"
+
+    def _bare(self, tree: ast.expr) -> str:
+        """The source text of an expression, a tuple without the parentheses around it."""
+        return _without_parentheses(tree, self.expression(tree))
 
     def _bind(self, target: ast.expr, *, plain: bool, layer: bool = False) -> None:
         for name in targets(target):
@@ -293,6 +298,10 @@ class Renderer(ast.NodeTransformer):
     def _unknown(self, node: ast.Name) -> LanguageError:
         near = {*self.scope.names(), *self.locals, *TORCH, *FUNCTIONAL, *MATH, *BUILTINS}
         return LanguageError(f"unknown name {node.id!r}", node.lineno, did_you_mean(node.id, near, most=6))
+
+
+def _without_parentheses(tree: ast.expr, text: str) -> str:
+    return text[1:-1] if isinstance(tree, ast.Tuple) and tree.elts else text
 
 
 def _check_dropout(name: str, call: ast.Call) -> None:

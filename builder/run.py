@@ -1,7 +1,8 @@
 """One run, from a composed config to its artefacts: checked, built, fitted, tested.
 
 Nothing but the config is written before the config is proved and a first batch has gone through the model. Then the run
-directory gets `model.py`, `parameters.json`, metrics, events, statistics, checkpoints and `result.json`.
+directory gets `model.py`, `parameters.json`, metrics, events, statistics, checkpoints, `weights.safetensors` and
+`result.json`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from rich.table import Table
 
 from builder.config import Origin, unresolved
 from builder.errors import BuilderError, Problem, did_you_mean, raise_all
+from builder.export import WEIGHTS, save_weights
 from builder.first_batch import check_first_batch
-from builder.lit_module import LitModule, lightning_module, plan_run
+from builder.lit_module import LitModule, assemble, plan_run, scale_to_batch
 from builder.names import Selector
 from builder.progress import SaveOnException, is_terminal, progress
 from builder.stats.callback import ParameterStatistics
@@ -49,6 +51,7 @@ _EXPECTED = (
     ".*The dirpath has changed from.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*GPU available but not used.*",
+    ".*module\\(s\\) in eval mode at the start of training.*",
     ".*scheduler is using 'interval': 'epoch'.*",
 )
 
@@ -70,14 +73,18 @@ def run(config: DictConfig, origin: Origin, console: Console | None = None) -> d
     pl.seed_everything(plan.config.get("seed", 0), workers=True, verbose=False)
     data = _instantiated(config.data, "data", pl.LightningDataModule)
     trainer = make_trainer(config, directory)
-    lit = lightning_module(plan)
+    lit = assemble(plan)
     _check_statistics(config, lit)
     if checkpoint is not None:
         _check_checkpoint(checkpoint, lit)
-    check_first_batch(lit, plan.proof, data)
+    batch = check_first_batch(lit, plan.proof, data)
+    scale_to_batch(lit, plan.proof, batch)
     _write_model(directory, lit, plan.proof.source.text, console)
+    for report in plan.proof.pretrained:
+        console.print(str(report), soft_wrap=True, highlight=False)
     fitted = _fit(trainer, lit, data, checkpoint)
     metrics = _final_metrics(trainer, lit, data, test=bool(config.test))
+    _write_weights(directory, trainer, lit)
     references = {str(key): float(value) for key, value in getattr(data, "references", {}).items()}
     seconds = time.perf_counter() - started
     write_result(
@@ -166,6 +173,15 @@ def _final_metrics(trainer: pl.Trainer, lit: LitModule, data: Any, *, test: bool
         found = trainer.test(lit, datamodule=data, ckpt_path=best or None, verbose=False)
         metrics |= found[0] if found else {}
     return {name: float(value) for name, value in sorted(metrics.items())}
+
+
+def _write_weights(directory: Path, trainer: pl.Trainer, lit: LitModule) -> None:
+    """Writes the weights of the best checkpoint, which are those that were tested; without one, the last."""
+    best = str(getattr(trainer.checkpoint_callback, "best_model_path", ""))
+    if best:
+        lit.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+    if trainer.is_global_zero:
+        save_weights(lit.model, directory / WEIGHTS)
 
 
 def _checkpoint_path(config: DictConfig) -> str | None:

@@ -1,12 +1,14 @@
 """The dry run on meta: forward in train and in eval mode, before any memory is spent.
 
 Each symbolic dimension of `inputs` gets a prime of its own, so that two that differ cannot agree by accident. A
-mismatch is reported at the statement's file and line, with the layers in it and the shapes of their parameters.
+mismatch is reported at the statement's file and line, with the layers in it and the shapes of their parameters. A
+forward that looks at values cannot run on meta; it can be run on a tiny real batch instead.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from builder.expand import Expansion
 from builder.language import LanguageError, is_expression
 from builder.load import Loaded
 from builder.module import origin_of, problem_of
+from builder.repeats import equal_blocks_once
 from builder.source import ModelSource
 from builder.spec import InputSpec
 
@@ -34,9 +37,10 @@ def example_inputs(loaded: Loaded, expansion: Expansion) -> dict[str, torch.Tens
     symbols: dict[str, int] = {}
     problems: list[Problem] = []
     tensors: dict[str, torch.Tensor] = {}
-    if not loaded.spec.inputs or any(spec.shape is None for spec in loaded.spec.inputs.values()):
+    given = {name: spec for name, spec in loaded.spec.inputs.items() if not spec.is_plain}
+    if not given or any(spec.shape is None for spec in given.values()):
         return None
-    for name, spec in loaded.spec.inputs.items():
+    for name, spec in given.items():
         sizes = [_size(size, symbols, expansion, f"inputs.{name}.shape", problems) for size in spec.shape or ()]
         if not problems:
             tensors[name] = torch.empty(sizes, dtype=getattr(torch, spec.dtype), device="meta")
@@ -64,8 +68,8 @@ def _size(size: int | str, symbols: dict[str, int], expansion: Expansion, addres
     return value
 
 
-def check_shapes(loaded: Loaded, expansion: Expansion, source: ModelSource, module: nn.Module) -> None:
-    """Runs a module on meta in both modes.
+def check_shapes(loaded: Loaded, expansion: Expansion, source: ModelSource, module: nn.Module) -> str:
+    """Runs a module on meta in both modes; returns why it could not be run, or nothing.
 
     Raises:
         BuilderError: A statement of forward fails.
@@ -73,16 +77,71 @@ def check_shapes(loaded: Loaded, expansion: Expansion, source: ModelSource, modu
     loaded.refuse(_check_ranges(loaded, expansion))
     inputs = example_inputs(loaded, expansion)
     if inputs is None:
-        return
+        return "an input declares no shape"
+    try:
+        with torch.device("meta"):
+            _run_both_ways(loaded, source, module, inputs)
+    except _DataDependent as err:
+        return str(err)
+    return ""
+
+
+class _DataDependent(Exception):
+    """A forward that looks at values, which meta tensors do not have."""
+
+
+def run_on_tiny_batch(loaded: Loaded, expansion: Expansion, source: ModelSource, module: nn.Module) -> None:
+    """Runs a real module in both modes on a batch of a few made values, within the declared ranges.
+
+    Raises:
+        BuilderError: A statement of forward fails, or an input declares no shape.
+    """
+    inputs = example_inputs(loaded, expansion)
+    if inputs is None:
+        missing = [name for name, spec in loaded.spec.inputs.items() if spec.shape is None and not spec.is_plain]
+        loaded.refuse([Problem(f"inputs.{n}", "declares no shape", "give shape: [batch, ...]") for n in missing])
+    generator = torch.Generator().manual_seed(0)
+    made = {name: _values(loaded, expansion, name, value, generator) for name, value in (inputs or {}).items()}
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with torch.random.fork_rng(devices=[]):
+        _run_both_ways(loaded, source, module, made)
+    for name, buffer in module.named_buffers():
+        buffer.copy_(buffers[name])
+
+
+def _values(
+    loaded: Loaded, expansion: Expansion, name: str, like: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    if like.is_floating_point() or like.is_complex():
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype)
+    low, high = (expansion_value(bound, expansion) for bound in loaded.spec.inputs[name].range or (0, 2))
+    return torch.randint(int(low), int(high), like.shape, generator=generator).to(like.dtype)
+
+
+def _run_both_ways(loaded: Loaded, source: ModelSource, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
+    """Runs a module in train and in eval mode, with all inputs and without the optional ones."""
+    required = {name: value for name, value in inputs.items() if not loaded.spec.inputs[name].is_optional}
     for training in (True, False):
         module.train(training)
-        try:
-            with torch.device("meta"), torch.no_grad(), _ExactBufferUpdates():
-                output = module(**inputs)
-        except Exception as err:
-            raise_from_forward(err, loaded, source, module)
-        _check_output(output, loaded)
+        for given in [inputs, required] if len(required) < len(inputs) else [inputs]:
+            try:
+                with torch.no_grad(), _ExactBufferUpdates(), equal_blocks_once(module):
+                    output = module(**given)
+            except Exception as err:
+                if any(value.is_meta for value in inputs.values()) and _needs_values(err):
+                    _, _, statement = origin_of(err, type(module), source)
+                    raise _DataDependent(f"`{statement}` looks at values") from err
+                raise_from_forward(err, loaded, source, module)
+            _check_output(output, loaded)
     module.train()
+
+
+def _needs_values(err: Exception) -> bool:
+    """Whether torch refuses an operation on meta tensors because its result depends on their values."""
+    said = str(err)
+    if isinstance(err, NotImplementedError):
+        return "with Meta tensors" in said or "data-independent implementation does not exist" in said
+    return isinstance(err, RuntimeError) and ("on meta tensors" in said or "a meta tensor without" in said)
 
 
 class _ExactBufferUpdates(TorchFunctionMode):

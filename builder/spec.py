@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StrictBool,
+    StrictFloat,
     StrictInt,
     ValidationError,
     model_validator,
@@ -84,6 +85,12 @@ def _count(value: object) -> object:
     return value
 
 
+def _condition(value: object) -> object:
+    if not isinstance(value, bool) and not (isinstance(value, str) and value.startswith("=")):
+        raise ValueError(f"{value!r} is a {type(value).__name__}; a condition is true, false or an `=` expression")
+    return value
+
+
 class InputSpec(_Data):
     """One tensor that `forward` takes."""
 
@@ -92,6 +99,19 @@ class InputSpec(_Data):
     )
     dtype: DType = Field("float32", description="Element type.")
     range: tuple[Any, Any] | None = Field(None, description="Least value and the bound it stays below, as for indices.")
+    default: StrictBool | StrictInt | StrictFloat | None = Field(
+        None, description="What an input is that is not given; a number or a bool makes it a plain value, not a tensor."
+    )
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether it may be left out."""
+        return "default" in self.model_fields_set
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a number or a bool rather than a tensor."""
+        return self.default is not None
 
 
 class PolicySpec(BaseModel):
@@ -122,6 +142,9 @@ class InitRule(Selector):
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
     policy: str = Field(description="Name of the policy, as in torch.nn.init without the underscore.")
+    axes: tuple[Axis, ...] | None = Field(
+        None, description="Which axis is fan-in and which fan-out, where torch.nn.init reads them wrongly."
+    )
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -129,14 +152,93 @@ class InitRule(Selector):
         return dict(self.__pydantic_extra__ or {})
 
 
+class Moment(_Data):
+    """The start of an epoch or of an optimizer step, both counted from 0."""
+
+    epoch: StrictInt | None = Field(None, ge=0, description="Epochs that were finished before.")
+    step: StrictInt | None = Field(None, ge=0, description="Optimizer steps that were taken before.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unit(cls, value: object) -> object:
+        written = "write {epoch: 3}, or {step: 100}"
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{value!r} is a {type(value).__name__}\n{written}")
+        unknown = [key for key in value if key not in ("epoch", "step")]
+        if unknown:
+            raise ValueError(f"unknown key {unknown[0]!r}\n{did_you_mean(unknown[0], ['epoch', 'step'])}")
+        if len(value) != 1:
+            raise ValueError(f"{'epoch and step together' if value else 'neither epoch nor step'}\n{written}")
+        [(unit, count)] = value.items()
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise ValueError(f"{unit} is {count!r}\na whole number, zero or more")
+        return dict(value)
+
+    @property
+    def unit(self) -> Literal["epoch", "step"]:
+        """What it counts."""
+        return "step" if self.epoch is None else "epoch"
+
+    @property
+    def count(self) -> int:
+        """How many of them."""
+        counted = self.step if self.epoch is None else self.epoch
+        assert counted is not None, "a moment has one unit"
+        return counted
+
+
+def _rows(value: object) -> object:
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"got {value!r}\nrows are [low, high], counted from 0 along the first axis, high left out")
+    for bound in value:
+        if isinstance(bound, bool) or not (isinstance(bound, int) or (isinstance(bound, str) and bound[:1] == "=")):
+            raise ValueError(f"{bound!r} is a {type(bound).__name__}\na row is a whole number or an `=` expression")
+    return tuple(value)
+
+
+class FreezeRule(Selector):
+    """A named freeze rule: what keeps its values, and when."""
+
+    rows: Annotated[tuple[StrictInt | Expression, StrictInt | Expression] | None, BeforeValidator(_rows)] = Field(
+        None, description="[low, high]: these rows alone along the first axis, high left out; by default all."
+    )
+    eval: StrictBool = Field(
+        False, description="Whether the modules stay in eval mode too: no new running statistics, no dropout."
+    )
+    from_: Moment | None = Field(None, alias="from", description="Frozen from here on; by default from the start.")
+    until: Moment | None = Field(None, description="Frozen until here; by default for ever.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> FreezeRule:
+        if self.until is None:
+            return self
+        start, end = self.from_, self.until
+        if start is not None and start.unit != end.unit:
+            raise ValueError(f"from counts {start.unit}s and until counts {end.unit}s\ncount both in one unit")
+        if end.count <= (start.count if start else 0):
+            raise ValueError(
+                f"freezes nothing: until {end.unit} {end.count} is not after from {end.unit} "
+                f"{start.count if start else 0}\nraise until, or remove the rule"
+            )
+        return self
+
+
 class LayerSpec(BaseModel):
     """One layer: its kind, how often it stands, and the arguments of its class."""
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
-    kind: str = Field(description="Parameter, a public class of torch.nn, or a block of this file.")
+    kind: str = Field(description="Parameter, a public class of torch.nn, Sequential, or a block of this file.")
     repeat: Annotated[StrictInt | Expression, BeforeValidator(_count)] | None = Field(
         None, description="Makes a list of so many; `i` is the index within it."
+    )
+    when: Annotated[StrictBool | Expression, BeforeValidator(_condition)] | None = Field(
+        None, description="Makes the layer only where this holds; it is None where it does not."
+    )
+    layers: dict[Name, LayerSpec] | tuple[LayerSpec, ...] | None = Field(
+        None, description="The layers of a Sequential, by name or in a list."
     )
     init: PolicySpec | dict[str, PolicySpec] | None = Field(
         None, description="Policy of a raw Parameter, or a mapping from the layer's own parameters to policies."
@@ -157,6 +259,14 @@ class LayerSpec(BaseModel):
         for key in self.arguments:
             if not key.isidentifier() or keyword.iskeyword(key) or key.startswith("_"):
                 raise ValueError(f"argument {key!r} is not a name\nan argument is written name: value")
+        if (self.kind == "Sequential") != (self.layers is not None):
+            raise ValueError(
+                "a Sequential, and no other kind, has layers of its own\ngive kind: Sequential, layers: {...}"
+            )
+        if self.kind == "Sequential" and (self.arguments or self.init is not None or not self.layers):
+            extra = next(iter(self.arguments), "init" if self.init is not None else "")
+            what = f"a Sequential takes no {extra!r}" if extra else "a Sequential without layers"
+            raise ValueError(f"{what}\ngive layers: {{NAME: {{kind: ...}}}}, or a list of layers")
         if self.kind == "Parameter":
             unknown = sorted(set(self.arguments) - {"shape", "axes", "dtype"})
             if unknown:
@@ -164,11 +274,19 @@ class LayerSpec(BaseModel):
                 raise ValueError(f"unknown key {unknown[0]!r} of a Parameter\n{hint}")
             if not isinstance(self.arguments.get("shape"), list | tuple | str):
                 raise ValueError("a Parameter needs a shape\ngive shape: [=rows, =columns]; [] is a single number")
+            if self.repeat is not None and self.when is not None:
+                raise ValueError("a list of Parameters has all of them\ntake out when, or repeat a block")
             if isinstance(self.init, dict):
                 raise ValueError(
                     "a Parameter takes one policy\ngive init: normal, or init: {policy: normal, std: 0.02}"
                 )
         return self
+
+    @property
+    def children(self) -> dict[str, LayerSpec]:
+        """The layers of a Sequential by name; those of a list are called by their numbers."""
+        inner = self.layers or {}
+        return dict(inner) if isinstance(inner, Mapping) else {str(i): layer for i, layer in enumerate(inner)}
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -182,6 +300,23 @@ class BufferSpec(_Data):
     value: Any = Field(description="A number, a list, or an `=` expression of tensors.")
     persistent: StrictBool = Field(True, description="Whether it is saved in the state_dict.")
     dtype: DType | None = Field(None, description="Element type; by default that of the value.")
+
+
+class TieSpec(_Data):
+    """What a tied name stands for: `wte.weight`, or `{source: wte.weight, transpose: true}`."""
+
+    source: str = Field(description="Dotted name of the parameter that owns the values.")
+    transpose: StrictBool = Field(False, description="Whether the name stands for the owner's transpose.")
+
+
+def _named_source(value: object) -> object:
+    if isinstance(value, str):
+        return {"source": value}
+    if isinstance(value, Mapping | TieSpec):
+        return value
+    raise ValueError(
+        f"{value!r} is a {type(value).__name__}\ngive the owner's name, or {{source: NAME, transpose: true}}"
+    )
 
 
 def _named_inputs(value: object) -> object:
@@ -201,6 +336,7 @@ def _named_args(value: object) -> object:
 REQUIRED = "???"  # an argument without a default, spelt as in OmegaConf
 
 Args = Annotated[dict[Name, Any], BeforeValidator(_named_args)]
+Tie = Annotated[TieSpec, BeforeValidator(_named_source)]
 Inputs = Annotated[dict[Name, InputSpec], BeforeValidator(_named_inputs)]
 
 
@@ -225,6 +361,9 @@ class BlockSpec(_Data):
         loop_names = {"layer", "parameter", *(["i"] if indexed else [])}
         for name in sorted(loop_names & {*self.args, *self.inputs}):
             raise ValueError(f"{name!r} names the index or the item of a repeat\nrename the {seen[name].rstrip('s')}")
+        optional = [name for name, spec in self.inputs.items() if spec.is_optional]
+        if list(self.inputs)[len(self.inputs) - len(optional) :] != optional:
+            raise ValueError(f"input {optional[0]!r} has a default and stands before one that has none\nput it last")
         if not self.layers:
             raise ValueError("no layers\ngive layers: {fc: {kind: Linear, ...}}")
         return self
@@ -237,8 +376,8 @@ class ModelSpec(BlockSpec):
         default_factory=dict, description="Reusable pieces, by the name that `kind` gives."
     )
     init: dict[RuleName, InitRule] = Field(default_factory=dict, description="Named init rules; later ones win.")
-    freeze: dict[RuleName, Selector] = Field(default_factory=dict, description="Named freeze rules.")
-    tie: dict[str, str] = Field(default_factory=dict, description="Tied parameters, target: source.")
+    freeze: dict[RuleName, FreezeRule] = Field(default_factory=dict, description="Named freeze rules.")
+    tie: dict[str, Tie] = Field(default_factory=dict, description="Tied parameters, target: source.")
 
 
 def problems_of(error: ValidationError, model: type[BaseModel] | None = None) -> Iterator[Problem]:
@@ -264,8 +403,9 @@ def _known_keys(path: list[str], model: type[BaseModel] | None) -> list[str]:
     owners: dict[str, type[BaseModel]] = {
         "inputs": InputSpec,
         "buffers": BufferSpec,
-        "freeze": Selector,
+        "freeze": FreezeRule,
         "blocks": BlockSpec,
+        "tie": TieSpec,
     }
     owner = owners.get(section, model or ModelSpec)
     return [field.alias or name for name, field in owner.model_fields.items()]

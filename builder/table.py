@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from builder.build import Proof, proof_of
+from builder.owners import owners
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,14 @@ class Row:
         kind: Class of the owning layer, `Parameter` for a raw one, or `buffer`.
         rule: What decided its initial values, with the policy.
         overrode: The rules that lost.
-        trainable: Whether an optimizer moves it.
-        frozen_by: The freeze rule, if one froze it.
+        trainable: Whether an optimizer moves any of it at any time.
+        frozen_by: The freeze rule, if one froze it whole and for ever.
         tied_to: Its owner, if it is another name of a parameter.
         persistent: Whether it is saved in the state_dict.
         numel: Its values; 0 for an alias, so that a sum counts a tie once.
+        transposed: Whether it is its owner's transpose.
+        held: What is frozen of it in part or for a time: `rows 0:30000 (freeze.vocab)`, `until epoch 3 (freeze.body)`.
+        frozen: How many of its values are frozen for ever; 0 for an alias.
     """
 
     name: str
@@ -44,6 +48,9 @@ class Row:
     tied_to: str | None
     persistent: bool
     numel: int
+    transposed: bool = False
+    held: tuple[str, ...] = ()
+    frozen: int = 0
 
 
 def parameters(module: nn.Module) -> list[Row]:
@@ -59,12 +66,18 @@ def rows(proof: Proof, module: nn.Module | None = None) -> list[Row]:
     """The parameter table of a proof; with a module, trainable is read off it."""
     seen = proof.meta if module is None else module
     tensors = dict(seen.named_parameters(remove_duplicate=False))
+    transposed = {name for name, tie in owners(proof.loaded.spec.tie)[0].items() if tie.transpose}
     found = []
     for entry in proof.parameters:
         owner = proof.ties.get(entry.name)
         decision = proof.decisions[owner or entry.name]
-        frozen_by = proof.frozen.get(owner or entry.name)
-        tensor = tensors[entry.name]
+        values = owner or entry.name
+        frozen_by = proof.frozen.get(values)
+        tensor = tensors[entry.name if entry.name not in transposed else proof.ties[entry.name]]
+        trainable = frozen_by is None
+        if module is not None and values not in proof.freeze.scheduled:  # what thaws is not read off a moment
+            trainable = tensor.requires_grad
+        numel = 0 if owner else tensor.numel()
         found.append(
             Row(
                 name=entry.name,
@@ -75,11 +88,14 @@ def rows(proof: Proof, module: nn.Module | None = None) -> list[Row]:
                 if decision.policy in ("default", "reset_parameters")
                 else f"{decision.rule} ({decision.policy})",
                 overrode=decision.overrides,
-                trainable=tensor.requires_grad if module is not None else frozen_by is None,
+                trainable=trainable,
                 frozen_by=frozen_by,
                 tied_to=owner,
-                persistent=True,
-                numel=0 if owner else tensor.numel(),
+                persistent=entry.name not in transposed,
+                numel=numel,
+                transposed=entry.name in transposed,
+                held=proof.freeze.words(values) if frozen_by is None else (),
+                frozen=0 if owner else proof.freeze.frozen_values(values) if trainable else numel,
             )
         )
     saved = seen.state_dict().keys()
@@ -108,8 +124,8 @@ def totals(table: Sequence[Row]) -> dict[str, int]:
     values = [row for row in table if row.kind != "buffer"]
     return {
         "parameters": sum(row.numel for row in values),
-        "trainable": sum(row.numel for row in values if row.trainable),
-        "frozen": sum(row.numel for row in values if not row.trainable),
+        "trainable": sum(row.numel - row.frozen for row in values),
+        "frozen": sum(row.frozen for row in values),
         "buffers": sum(row.numel for row in table if row.kind == "buffer"),
     }
 
@@ -133,15 +149,16 @@ def render_table(table: Sequence[Row], title: str) -> Table:
     for row in table:
         size = " × ".join(map(str, row.shape)) or "scalar"
         values = "" if row.tied_to else f"{row.numel:,}"
-        shown.add_row(row.name, size, row.dtype, row.kind, row.rule if not row.tied_to else "", _state(row), values)
+        shown.add_row(row.name, size, row.dtype, row.kind, row.rule if not row.tied_to else "", state(row), values)
     return shown
 
 
-def _state(row: Row) -> str:
+def state(row: Row) -> str:
+    """Whether a parameter is trained, frozen or tied, in a few words."""
     if row.kind == "buffer":
         return "saved" if row.persistent else "not saved"
     if row.tied_to:
-        return f"tied to {row.tied_to}"
-    if row.trainable:
-        return "trainable"
-    return f"frozen ({row.frozen_by})" if row.frozen_by else "frozen"
+        return f"tied to {row.tied_to}{' (transposed)' if row.transposed else ''}"
+    if not row.trainable:
+        return f"frozen ({row.frozen_by})" if row.frozen_by else "frozen"
+    return f"frozen {', '.join(row.held)}" if row.held else "trainable"

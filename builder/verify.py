@@ -11,6 +11,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import nn
 
 from builder.errors import Problem, raise_all
+from builder.module import carried
+
+
+def verify(module: nn.Module) -> None:
+    """Checks that a built module still is what its model file says, whatever it went through.
+
+    Args:
+        module: A built module, or one that holds it (a LightningModule, a compiled or data-parallel module).
+
+    Raises:
+        BuilderError: It was not built by builder; a parameter or buffer has no memory, a tie has parted, or a frozen
+            parameter requires a gradient.
+    """
+    built = next((part for part in module.modules() if "_builder_proof" in part.__dict__), module)
+    proof = carried(built)
+    check_module(built, proof.ties, proof.frozen)
 
 
 def check_module(module: nn.Module, ties: Mapping[str, str], frozen: Iterable[str]) -> None:
@@ -27,9 +43,10 @@ def _broken(module: nn.Module, ties: Mapping[str, str], frozen: Iterable[str]) -
     tensors = {**parameters, **dict(module.named_buffers())}
     for name, tensor in tensors.items():
         if tensor.is_meta:
-            yield Problem(name, "has no memory: it is on meta", "build the module with builder.build")
+            yield Problem(name, "has no memory: it is on meta", "build it with builder.build, or load its weights")
     for target, owner in ties.items():
-        if parameters.get(target) is not parameters.get(owner):
+        computed = isinstance(getattr(type(module), target, None), property)  # a transposed alias, which cannot part
+        if not computed and parameters.get(target) is not parameters.get(owner):
             yield Problem(
                 target, f"is no longer tied to {owner!r}", "assign it again: a copy or a load has parted them"
             )

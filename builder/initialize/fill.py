@@ -2,22 +2,32 @@
 
 `rng: keyed` (the default) draws each parameter from its own stream. `rng: torch` runs the generated source under
 torch's global generator, then the rules in declaration order: the bits of the hand-written module after the same
-`torch.manual_seed`. Either way the caller's generator is left as it was.
+`torch.manual_seed`. Either way the caller's generators are left as they were.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from math import prod
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from builder.initialize.draws import Fill, default_fill, fill_of
+from builder.buffers import restore_buffers
+from builder.errors import BuilderError, Problem, did_you_mean
+from builder.initialize.chunks import Piece, fill_pieces, fill_range
+from builder.initialize.dispatch import fill_for, keeping_padding
+from builder.initialize.draws import Fill
+from builder.initialize.lsuv import refuse_without_batch
 from builder.initialize.plan import RESET, Decision
-from builder.initialize.streams import fill_chunks, generator, stream_seed
-from builder.module import Entry, parameters_on_meta
+from builder.initialize.shards import fill_shards, is_shard, mesh_device, refuse_shards
+from builder.initialize.streams import generator_state, stream_words
+from builder.module import Carried, Entry, carried, parameters_on_meta
+from builder.owners import owners
+from builder.policies import is_own
+from builder.tie import retie
 
 Construct = Callable[[Callable[[], AbstractContextManager[Any]]], nn.Module]
 
@@ -26,18 +36,22 @@ def initialised(
     construct: Construct, plan: Mapping[str, Decision], parameters: Sequence[Entry], seed: int, rng: str
 ) -> nn.Module:
     """A real module on the CPU in which every parameter holds the values that its decision gives."""
-    with torch.random.fork_rng(devices=[]):
+    with _cpu(), torch.random.fork_rng(devices=[]):
         if rng == "torch":
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             module = construct(nullcontext)
-            _apply(module, plan, parameters, _draw_globally)
+            _draw_in_order(module, plan, parameters)
         else:
-            torch.manual_seed(stream_seed(seed, ""))
+            torch.set_rng_state(generator_state(stream_words(seed, "")))
             module = construct(parameters_on_meta)
             materialise(module)
-            _reset_unknown(module, plan, parameters, seed)
-            _apply(module, plan, parameters, _KeyedDraw(seed), defaults=True)
+            fill_module(module, plan, parameters, seed)
     return module
+
+
+def _cpu() -> AbstractContextManager[Any]:
+    """A context in which tensors are made on the CPU, whatever default device the caller has set."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def materialise(module: nn.Module) -> None:
@@ -47,76 +61,185 @@ def materialise(module: nn.Module) -> None:
         for name, parameter in owner._parameters.items():
             if parameter is not None and parameter.is_meta:
                 if id(parameter) not in real:
-                    real[id(parameter)] = nn.Parameter(
-                        torch.empty_like(parameter, device="cpu"), parameter.requires_grad
-                    )
+                    device = mesh_device(parameter) if is_shard(parameter) else "cpu"
+                    memory = torch.empty_like(parameter.detach(), device=device)
+                    real[id(parameter)] = nn.Parameter(memory, parameter.requires_grad)
                 owner._parameters[name] = real[id(parameter)]
-    retie(module)
+    _refresh(module)
 
 
-def retie(module: nn.Module) -> None:
+def _refresh(module: nn.Module) -> None:
     """Points the list of weights that an RNN keeps for itself at its parameters."""
     for owner in module.modules():
         if isinstance(owner, nn.RNNBase):
             owner._init_flat_weights()
 
 
-def _apply(
-    module: nn.Module,
-    plan: Mapping[str, Decision],
-    parameters: Sequence[Entry],
-    draw: Callable[[torch.Tensor, str, Fill], None],
-    *,
-    defaults: bool = False,
-) -> None:
-    for entry in parameters:
-        decision = plan.get(entry.name)
-        if decision is None or decision.policy == RESET:
-            continue
+def fill_module(module: nn.Module, plan: Mapping[str, Decision], parameters: Sequence[Entry], seed: int) -> None:
+    """Fills every parameter of a module that has memory, each from its own stream; of a sharded one, the local part.
+
+    Raises:
+        BuilderError: A shard of a parameter that only its class's own `reset_parameters` can fill.
+    """
+    by_name = {entry.name: entry for entry in parameters}
+    _reset_unknown(module, plan, parameters, seed)
+    pieces, shards, copies = [], [], []
+    for entry in _decided(plan, parameters):
+        fill, stream = planned_fill(entry, plan, by_name, module, seed)
+        parameter = module.get_parameter(entry.name).detach()
+        if is_shard(parameter):
+            shards.append((parameter, fill, stream, entry.shape))
+        elif parameter.is_contiguous():
+            pieces.append(Piece(parameter, fill, stream, entry.shape))
+        else:
+            copies.append((parameter, torch.empty(entry.shape, dtype=parameter.dtype)))
+            pieces.append(Piece(copies[-1][1], fill, stream, entry.shape))
+    fill_pieces(pieces, seed)
+    for parameter, values in copies:
+        parameter.copy_(values)
+    fill_shards(shards, seed)
+
+
+def planned_fill(
+    entry: Entry, plan: Mapping[str, Decision], parameters: Mapping[str, Entry], module: nn.Module, seed: int | None
+) -> tuple[Fill, str]:
+    """What fills a parameter, its padding row included, and the name whose stream it draws from."""
+    fill, stream = fill_for(entry, plan, parameters, module, seed)
+    return keeping_padding(fill, entry, plan, module), stream
+
+
+def _decided(plan: Mapping[str, Decision], parameters: Sequence[Entry]) -> list[Entry]:
+    return [entry for entry in parameters if entry.name in plan and plan[entry.name].policy != RESET]
+
+
+def _draw_in_order(module: nn.Module, plan: Mapping[str, Decision], parameters: Sequence[Entry]) -> None:
+    """Draws what the rules decide from torch's global generator; the rest has its values from the generated source."""
+    by_name = {entry.name: entry for entry in parameters}
+    for entry in _decided(plan, parameters):
+        decision = plan[entry.name]
         inline = entry.kind == "Parameter" and decision.rule.endswith(f"{entry.instance.address}.init")
-        if not defaults and (decision.policy == "default" or inline):
-            continue  # the generated source gave these when it was run
-        tensor = module.get_parameter(entry.name).data
-        owner = module.get_submodule(entry.owner)
-        fill = (
-            default_fill(owner, entry.local, entry.shape)
-            if decision.policy == "default"
-            else fill_of(decision.policy, decision.arguments, entry.shape, entry.instance.values.get("axes"))
-        )
-        assert fill is not None, f"{entry.name} has a default that is not known"
-        draw(tensor, entry.name, fill)
-        _zero_padding(owner, tensor, decision)
-
-
-def _zero_padding(owner: nn.Module, tensor: torch.Tensor, decision: Decision) -> None:
-    if (
-        isinstance(owner, nn.Embedding | nn.EmbeddingBag)
-        and owner.padding_idx is not None
-        and decision.policy not in ("values", "empty")
-    ):
-        tensor[owner.padding_idx].zero_()
-
-
-def _draw_globally(tensor: torch.Tensor, name: str, fill: Fill) -> None:
-    with torch.no_grad():
-        fill.draw(tensor, None)
-
-
-class _KeyedDraw:
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def __call__(self, tensor: torch.Tensor, name: str, fill: Fill) -> None:
-        if not fill.whole and tensor.is_contiguous():
-            fill_chunks(tensor, self.seed, name, fill.draw)
-            return
-        with torch.no_grad():
-            fill.draw(tensor, generator(self.seed, name))
+        if decision.policy != "default" and (not inline or is_own(decision.policy)):
+            fill, _ = planned_fill(entry, plan, by_name, module, None)
+            with torch.no_grad():
+                fill.draw(module.get_parameter(entry.name).detach(), None, 0)
 
 
 def _reset_unknown(module: nn.Module, plan: Mapping[str, Decision], parameters: Sequence[Entry], seed: int) -> None:
-    """Runs a class's own `reset_parameters` under a generator seeded by the layer's name."""
-    owners = {entry.owner for entry in parameters if entry.name in plan and plan[entry.name].policy == RESET}
-    for path in sorted(owners):
-        torch.manual_seed(stream_seed(seed, path))
+    """Runs a class's own `reset_parameters` under a generator that starts from the layer's name."""
+    reset = [entry for entry in parameters if entry.name in plan and plan[entry.name].policy == RESET]
+    refuse_shards((entry.name, entry.kind, module.get_parameter(entry.name)) for entry in reset)
+    for path in sorted({entry.owner for entry in reset}):
+        torch.set_rng_state(generator_state(stream_words(seed, path)))
         module.get_submodule(path).reset_parameters()  # type: ignore[operator]
+
+
+# ---- again, from what a built module carries -----------------------------------------------------------------------
+
+
+class Planned(Carried, Protocol):
+    """The parts of a proof (`builder.build.Proof`) that init needs."""
+
+    @property
+    def parameters(self) -> Sequence[Entry]:
+        """Every parameter under every name."""
+
+    @property
+    def decisions(self) -> Mapping[str, Decision]:
+        """Owner → what decides its initial values."""
+
+    @property
+    def meta(self) -> nn.Module:
+        """The module on meta."""
+
+
+def remember(module: nn.Module, seed: int, rng: str) -> None:
+    """Lets a module carry what its initial values were drawn from."""
+    module.__dict__["_builder_init"] = (seed, rng)
+
+
+def initialise(module: nn.Module, seed: int | None = None) -> nn.Module:
+    """Gives a built module its initial values again: to all of its parameters and buffers, in place.
+
+    What is on meta gets memory first; ties are held. Of a sharded parameter (`torch.distributed.fsdp.fully_shard` on a
+    module from `build(..., device="meta")`, for one) each process fills the part that it holds, with the bits that a
+    whole build would give it.
+
+    Args:
+        module: A module that builder built.
+        seed: The init seed; by default that of the build.
+
+    Returns:
+        The module.
+
+    Raises:
+        BuilderError: It was not built by builder or by `rng: torch`; `lsuv` decides a parameter, which needs a batch;
+            a shard is of a kind that cannot be filled.
+    """
+    proof, seed = _drawn_from(module, seed)
+    refuse_without_batch(proof.decisions)
+    with _cpu(), torch.random.fork_rng(devices=[]):
+        materialise(module)
+        retie(module, proof.ties)
+        fill_module(module, proof.decisions, proof.parameters, seed)
+    restore_buffers(module)
+    return module
+
+
+def initial_values(
+    source: nn.Module | Planned, name: str, *, rows: tuple[int, int] | None = None, seed: int | None = None
+) -> torch.Tensor:
+    """The values that a parameter starts from, with the bits of the built module, without building it.
+
+    Args:
+        source: A module that builder built, or a proof.
+        name: The parameter's dotted name; an alias stands for its owner.
+        rows: The first row and the row after the last; by default all. Only the chunks that hold them are drawn.
+        seed: The init seed; by default that of the build, for a proof 0.
+
+    Returns:
+        A tensor on the CPU: (rows, ...), in the declared dtype.
+
+    Raises:
+        BuilderError: No such parameter or rows; the values are drawn from a stream that cannot be drawn again: by
+            `rng: torch`, a class's own `reset_parameters`, or `lsuv`.
+    """
+    proof, seed = _drawn_from(source, seed)
+    entries = {entry.name: entry for entry in proof.parameters}
+    if name not in entries:
+        raise BuilderError("init", [Problem(name, f"no parameter {name!r}", did_you_mean(name, entries, most=8))])
+    low, high = _checked_rows(name, entries[name].shape, rows)
+    entry = entries[proof.ties.get(name, name)]
+    policy = proof.decisions[entry.name].policy
+    if policy in (RESET, "lsuv"):
+        by = f"{entry.kind}'s own reset_parameters" if policy == RESET else "lsuv, which looks at a batch"
+        hint = "take a copy of it after the build" + (", or give it an init rule" if policy == RESET else "")
+        raise BuilderError("init", [Problem(name, f"gets its initial values from {by}", hint)])
+    fill, stream = planned_fill(entry, proof.decisions, entries, proof.meta, seed)
+    dtype = proof.meta.get_parameter(entry.name).dtype
+    with _cpu():
+        if name in proof.ties and owners(proof.loaded.spec.tie)[0][name].transpose:
+            whole = fill_range(torch.empty(entry.shape, dtype=dtype), fill, seed, stream, entry.shape)
+            return whole.T[low:high].contiguous()
+        shape = (high - low, *entry.shape[1:]) if entry.shape else ()
+        return fill_range(torch.empty(shape, dtype=dtype), fill, seed, stream, entry.shape, low * prod(entry.shape[1:]))
+
+
+def _drawn_from(source: nn.Module | Planned, seed: int | None) -> tuple[Planned, int]:
+    if not isinstance(source, nn.Module):
+        return source, 0 if seed is None else seed
+    proof: Planned = carried(source)  # type: ignore[assignment]
+    own_seed, rng = source.__dict__["_builder_init"]
+    if rng != "keyed":
+        what = f"was built with rng: {rng}, which draws all parameters from one stream, in order"
+        raise BuilderError("init", [Problem(type(source).__name__, what, "build it with rng: keyed")])
+    return proof, own_seed if seed is None else seed
+
+
+def _checked_rows(name: str, shape: tuple[int, ...], rows: tuple[int, int] | None) -> tuple[int, int]:
+    count = shape[0] if shape else 1
+    if rows is None:
+        return 0, count
+    if not shape or not 0 <= rows[0] <= rows[1] <= count:
+        hint = f"give (first, last + 1), from 0 to {count}" if shape else "leave rows out: it is one number"
+        raise BuilderError("init", [Problem(name, f"rows {rows!r} of a parameter of shape {shape}", hint)])
+    return rows

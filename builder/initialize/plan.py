@@ -7,19 +7,24 @@ fit its parameter are refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from builder.errors import Problem, did_you_mean
+from builder.errors import Problem, at, did_you_mean
 from builder.expand import Expansion
 from builder.freeze import check_matches
+from builder.initialize.copy import check_copies
 from builder.initialize.draws import default_fill
+from builder.initialize.expression import check_value
+from builder.initialize.function import check_function
+from builder.initialize.mup import mup_decisions
+from builder.initialize.pretrained import PretrainedReport, resolve
 from builder.module import Entry
 from builder.names import Selector
-from builder.policies import POLICIES, check_policy
+from builder.policies import POLICIES, check_policy, is_function, policy_of
 from builder.spec import InitRule, PolicySpec
 
 RESET = "reset_parameters"  # the policy of a class that only its own reset_parameters knows how to fill
@@ -35,7 +40,6 @@ class Decision:
         arguments: The policy's arguments, computed.
         overrides: The rules that this one overrode, nearest last.
         axes: Which axis is fan-in and which fan-out, where the rule or the Parameter says so.
-        lr_scale: What the learning rate of the parameter is multiplied by, as `mup` asks.
     """
 
     rule: str
@@ -43,7 +47,6 @@ class Decision:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     axes: tuple[str, ...] | None = None
-    lr_scale: float = 1.0
 
 
 @dataclass
@@ -54,6 +57,28 @@ class _Candidate:
     arguments: dict[str, Any]
     matched: list[str] = field(default_factory=list)
     outside: bool = False
+    axes: tuple[str, ...] | None = None
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what differs from parameter to parameter
+    scope: Mapping[str, Any] = field(default_factory=dict)
+    refused: Mapping[str, Problem] = field(default_factory=dict)  # parameters that it must not decide
+    globs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What policies ask for beyond their own parameter.
+
+    Attributes:
+        args: Values of the model's args.
+        allow: Prefixes under which a function of the user's own may stand.
+        shapes_at: Shapes of all parameters of the model with some other args, for `mup`.
+        reports: What `pretrained` rules took from their files; the plan adds to it.
+    """
+
+    args: Mapping[str, Any]
+    allow: Sequence[str]
+    shapes_at: Callable[[Mapping[str, Any]], Mapping[str, Sequence[int]]]
+    reports: list[PretrainedReport] = field(default_factory=list)
 
 
 def plan_init(
@@ -63,6 +88,7 @@ def plan_init(
     expansion: Expansion,
     scheme: Mapping[str, InitRule],
     scheme_name: str,
+    around: Surroundings,
 ) -> tuple[dict[str, Decision], list[Problem]]:
     """Owner name → decision for every parameter, and what is wrong with the rules."""
     problems: list[Problem] = []
@@ -81,6 +107,8 @@ def plan_init(
         *_rule_candidates(expansion.spec.init, "init.", "init.", expansion, parameters, ties, problems, outside=False)
     ]
     rules += _rule_candidates(scheme, "init.", f"{scheme_name}: ", expansion, parameters, ties, problems, outside=True)
+    for candidate in [*inline, *rules]:
+        problems += _look_around(candidate, parameters, ties, around)
     for candidate in rules:
         for name in candidate.matched:
             if name in layers:
@@ -92,7 +120,47 @@ def plan_init(
         if decision is not None:
             decisions[entry.name] = decision
     problems += _dead_rules(rules, layers)
-    return decisions, list(dict.fromkeys(problems))
+    problems += check_copies(decisions, {entry.name: entry for entry in parameters})
+    outside = tuple(f"init.{name}" for name in scheme)
+    return decisions, [
+        at(problem, scheme_name if "=" in scheme_name else "given from outside")
+        if problem.address in outside or problem.address.startswith(tuple(f"{address}." for address in outside))
+        else problem
+        for problem in dict.fromkeys(problems)
+    ]
+
+
+def _look_around(
+    candidate: _Candidate, parameters: Sequence[Entry], ties: Mapping[str, str], around: Surroundings
+) -> list[Problem]:
+    """Completes a candidate whose policy depends on a file, on another parameter or on another width."""
+    matched = [entry for entry in parameters if entry.name in candidate.matched]
+    match candidate.policy:
+        case "expression":
+            problems = check_value(candidate.arguments, candidate.scope, candidate.address)
+            candidate.arguments["args"] = dict(candidate.scope)
+            return problems
+        case "copy":
+            of = candidate.arguments["of"]
+            candidate.arguments["of"] = ties.get(of, of)
+            return []
+        case "pretrained":
+            found = resolve(candidate.arguments, matched, candidate.globs, candidate.address)
+            candidate.own = found.arguments
+            if found.report is not None:
+                around.reports.append(found.report)
+                skipped = found.report.missing if not found.problems else ()
+                candidate.matched = [name for name in candidate.matched if name not in skipped]
+            return list(found.problems)
+        case "mup":
+            given = (candidate.arguments, around.shapes_at, candidate.address, candidate.axes)
+            plan = mup_decisions(matched, parameters, ties, around.args, *given)
+            candidate.own = {name: scaled.arguments for name, scaled in plan.scaled.items()}
+            candidate.refused = plan.refused
+            return plan.problems
+        case policy if is_function(policy):
+            return check_function(policy, candidate.arguments, around.allow, candidate.address)
+    return []
 
 
 def _inline_candidates(parameters: Sequence[Entry], expansion: Expansion, problems: list[Problem]) -> list[_Candidate]:
@@ -128,7 +196,7 @@ def _inline_candidates(parameters: Sequence[Entry], expansion: Expansion, proble
             arguments, wrong = _arguments(policy.policy, policy.arguments, instance.scope, where, expansion)
             problems += wrong
             if not wrong:
-                found.append(_Candidate(where, where, policy.policy, arguments, [name]))
+                found.append(_Candidate(where, where, policy.policy, arguments, [name], scope=instance.scope))
     return found
 
 
@@ -151,9 +219,18 @@ def _rule_candidates(
         wrong += check_matches(address, rule, matched, ties, parameters)
         problems += wrong
         if not wrong:
+            owned = [n for n in matched if n not in ties]
             found.append(
                 _Candidate(
-                    f"{label}{name}", address, rule.policy, arguments, [n for n in matched if n not in ties], outside
+                    f"{label}{name}",
+                    address,
+                    rule.policy,
+                    arguments,
+                    owned,
+                    outside,
+                    axes=rule.axes,
+                    scope=expansion.args,
+                    globs=(rule.match,) if isinstance(rule.match, str) else rule.match,
                 )
             )
     return found
@@ -163,7 +240,10 @@ def _arguments(
     policy: str, given: Mapping[str, Any], scope: Mapping[str, Any], address: str, expansion: Expansion
 ) -> tuple[dict[str, Any], list[Problem]]:
     before = len(expansion.problems)
-    values = {key: expansion.compute(value, scope, f"{address}.{key}") for key, value in given.items()}
+    values = {
+        key: value if policy == "expression" and key == "value" else expansion.compute(value, scope, f"{address}.{key}")
+        for key, value in given.items()
+    }
     wrong = expansion.problems[before:]
     del expansion.problems[before:]
     selector_keys = {field.alias or name for name, field in Selector.model_fields.items()}
@@ -197,8 +277,14 @@ def _decide(module: nn.Module, entry: Entry, candidates: Sequence[_Candidate]) -
     if winner is None or winner.policy == "default":
         rule = winner.rule if winner else ""
         return _default(module, entry, rule, overrides)
-    problems = _fits(entry, winner)
-    return Decision(winner.rule, winner.policy, winner.arguments, overrides), problems
+    problems = [winner.refused[entry.name]] if entry.name in winner.refused else _fits(entry, winner)
+    arguments = {**winner.arguments, **winner.own.get(entry.name, {})}
+    return Decision(winner.rule, winner.policy, arguments, overrides, winner.axes or _axes_of(entry)), problems
+
+
+def _axes_of(entry: Entry) -> tuple[str, ...] | None:
+    axes = entry.instance.values.get("axes") if entry.kind == "Parameter" else None
+    return tuple(axes) if axes else None
 
 
 def _default(
@@ -226,7 +312,7 @@ def _default(
 
 
 def _fits(entry: Entry, winner: _Candidate) -> list[Problem]:
-    policy = POLICIES[winner.policy]
+    policy = policy_of(winner.policy)
     shown = f"{winner.policy} cannot fill {entry.name!r} of shape {entry.shape}"
     if entry.ndim < policy.min_ndim:
         return [
@@ -244,15 +330,25 @@ def _fits(entry: Entry, winner: _Candidate) -> list[Problem]:
                 f"add max_ndim: {policy.max_ndim} to the rule",
             )
         ]
-    if policy.needs_fans and entry.kind == "Parameter" and not entry.instance.values.get("axes"):
+    if winner.axes is not None and not _are_axes(winner.axes, entry.ndim):
+        what = f"axes {list(winner.axes)!r} for {entry.name!r} of shape {entry.shape}"
+        return [Problem(f"{winner.address}.axes", what, "name each axis: one `in`, one `out`, the others `field`")]
+    if policy.needs_fans and entry.kind == "Parameter" and not (winner.axes or _axes_of(entry)):
         shown = f"raw Parameter {entry.name!r} of shape {entry.shape}"
         what = f"{winner.policy} needs fan-in and fan-out, and {shown} does not say which axis is which"
         return [
             Problem(winner.address, what, f"give {entry.instance.address} axes: [in, out] (for x @ W), or [out, in]")
         ]
+    if winner.policy == "lsuv" and entry.kind == "Parameter":
+        what = f"lsuv scales a layer's output, and raw Parameter {entry.name!r} is no layer"
+        return [Problem(winner.address, what, "use another policy, or a Linear")]
     if winner.policy == "values":
         return _values_fit(entry, winner)
     return []
+
+
+def _are_axes(axes: Sequence[str], ndim: int) -> bool:
+    return len(axes) == ndim and axes.count("in") == 1 and axes.count("out") == 1
 
 
 def _values_fit(entry: Entry, winner: _Candidate) -> list[Problem]:

@@ -1,47 +1,65 @@
 """A random stream for each parameter, cut into chunks with their own generators.
 
-The seed of a chunk is a hash of (init seed, parameter name, chunk number): no other layer, no thread count and no order
-of filling changes a bit (law L2). Chunks fill in parallel; torch releases the interpreter lock while it draws.
+The state of a chunk's generator is a hash of (init seed, parameter name, chunk number): no other layer, no thread count
+and no order of filling changes a bit (law L2). The hash gives all 624 words of the state (Mersenne Twister MT19937 of
+torch's CPU generator), because `manual_seed` reads 32 bits of its seed and no more: a model of 70 billion values has
+270 thousand chunks, of which some eight pairs would then be copies of each other.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
+from hashlib import shake_128
 
 import torch
 
 CHUNK = 2**18  # values; fixed, since it is part of what a seed means
+WORDS = 624  # of 32 bits: the state of MT19937
+_FIRST_WORD = 6  # torch keeps each in 64 bits from byte 24 on, behind seed, left, seeded and next
 
-Draw = Callable[[torch.Tensor, torch.Generator | None], object]
+Draw = Callable[[torch.Tensor, torch.Generator | None, int], object]
 
 
-def stream_seed(seed: int, name: str, chunk: int = 0) -> int:
-    """The 63-bit seed of one chunk of a parameter's stream."""
-    digest = blake2b(f"{seed}\0{name}\0{chunk}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+def stream_words(seed: int, name: str, chunk: int = 0) -> bytes:
+    """The 624 words that one chunk of a stream starts from.
+
+    Args:
+        seed: The init seed.
+        name: The stream's name: that of a parameter, or of a layer.
+        chunk: The chunk's number.
+    """
+    return shake_128(f"{seed}\0{name}\0{chunk}".encode()).digest(4 * WORDS)
+
+
+def generator_state(words: bytes) -> torch.Tensor:
+    """The state of a freshly seeded CPU generator that holds 624 given words, for `set_state` and `set_rng_state`."""
+    state = torch.Generator().manual_seed(0).get_state()
+    _words_of(state).copy_(_as_tensor(words))
+    return state
+
+
+def _words_of(state: torch.Tensor) -> torch.Tensor:
+    return state.view(torch.int32)[_FIRST_WORD : _FIRST_WORD + 2 * WORDS : 2]
+
+
+def _as_tensor(words: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(words), dtype=torch.int32)
+
+
+class Stream:
+    """One CPU generator that goes to the start of any chunk of any stream: 12 µs, a third of what a new one takes."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator()
+        self.state = generator_state(bytes(4 * WORDS))
+        self.words = _words_of(self.state)
+
+    def at(self, seed: int, name: str, chunk: int = 0) -> torch.Generator:
+        """The generator, at the start of a chunk."""
+        self.words.copy_(_as_tensor(stream_words(seed, name, chunk)))
+        return self.generator.set_state(self.state)
 
 
 def generator(seed: int, name: str, chunk: int = 0) -> torch.Generator:
-    """A CPU generator at the start of one chunk of a parameter's stream."""
-    return torch.Generator().manual_seed(stream_seed(seed, name, chunk))
-
-
-def fill_chunks(tensor: torch.Tensor, seed: int, name: str, draw: Draw) -> None:
-    """Fills a contiguous CPU tensor, chunk by chunk, with values that are drawn independently of each other."""
-    flat = tensor.view(-1)
-    chunks = list(enumerate(torch.split(flat, CHUNK)))
-
-    def fill(item: tuple[int, torch.Tensor]) -> None:
-        number, part = item
-        with torch.no_grad():
-            draw(part, generator(seed, name, number))
-
-    if len(chunks) <= 1:
-        for item in chunks:
-            fill(item)
-        return
-    with ThreadPoolExecutor(min(len(chunks), os.cpu_count() or 1)) as pool:
-        list(pool.map(fill, chunks))
+    """A CPU generator of its own at the start of a chunk."""
+    return Stream().at(seed, name, chunk)

@@ -4,7 +4,10 @@ import pytest
 
 import builder
 
-NAMES = ["BuilderError", "Problem", "build", "code", "lightning_module", "parameters", "prove", "read_stats"]
+NAMES = [
+    "BuilderError", "Problem", "build", "code", "explain", "hold_frozen", "initial_values", "initialise",
+    "lightning_module", "load_weights", "parameters", "prove", "read_stats", "save", "verify",
+]  # fmt: skip
 
 
 def test_public_names_are_these():
@@ -25,6 +28,7 @@ def test_unknown_name_is_an_attribute_error():
 def test_function_is_not_hidden_by_the_module_of_its_name():
     import builder.build
     import builder.code
+    import builder.explain
+    import builder.verify
 
-    assert callable(builder.build)
-    assert callable(builder.code)
+    assert all(map(callable, (builder.build, builder.code, builder.explain, builder.verify)))

@@ -68,7 +68,8 @@ def models(draw: st.DrawFn, *, least: int = 1, most: int = 5, ties: bool = True)
     }
     if "block" in kinds:
         data["blocks"] = {"Block": BLOCK}
-    square = [name if name.startswith("matrix") else f"{name}.weight" for name in layers if name.split("_")[0] in SQUARE]
+    chosen = [name for name in layers if name.split("_")[0] in SQUARE]
+    square = [name if name.startswith("matrix") else f"{name}.weight" for name in chosen]
     if ties and len(square) >= 2 and draw(st.booleans()):
         owner, alias = square[0], square[-1]
         layers[alias.partition(".")[0]].pop("init", None)

@@ -1,19 +1,127 @@
 """Laws L1 and L2: nothing uninitialised, and init is a pure function of seed, name, policy and shape."""
 
 import os
+from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given as given_examples
+from hypothesis import settings
 from hypothesis import strategies as st
+from random_models import models
 
 import builder
-from builder.initialize import streams
+from builder.build import materialise, prove
+from builder.initialize import chunks
+from builder.initialize.chunks import cores
+from builder.initialize.fill import initial_values, initialise
+from builder.initialize.streams import CHUNK
+
+LAW = settings(max_examples=200, deadline=None, derandomize=True)
+RUN = chunks._run
 
 
 def model(layers, **more):
     return {"inputs": {"x": {}}, "layers": layers, "forward": "x", **more}
 
+
+@contextmanager
+def poisoned():
+    """A context in which fresh memory holds nan."""
+
+    def poison(make):
+        def made(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return made
+
+    with torch.device("meta"):  # at its first use, such a context remembers which functions make tensors
+        torch.empty(0)
+    with (
+        mock.patch.object(torch, "empty", poison(torch.empty)),
+        mock.patch.object(torch, "empty_like", poison(torch.empty_like)),
+    ):
+        yield
+
+
+@contextmanager
+def filled_by(threads, task_order=None, chunk=7):
+    """A context in which models are filled by some threads, in some order of the tasks, in chunks of a few values."""
+
+    def run(tasks, most):
+        RUN(tasks if task_order is None else task_order.sample(tasks, len(tasks)), most)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with (
+            mock.patch.object(chunks, "CHUNK", chunk),
+            mock.patch.object(chunks, "cores", lambda: threads),
+            mock.patch.object(chunks, "_run", run),
+        ):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def assert_same_bits(found, expected):
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+# ---- over random models --------------------------------------------------------------------------------------------
+
+
+@LAW
+@given_examples(data=models(), rng=st.sampled_from(["keyed", "torch"]))
+def test_every_value_is_written_even_where_memory_is_poisoned(data, rng):
+    with poisoned():
+        built = builder.build(data, rng=rng)
+    for name, tensor in built.state_dict().items():
+        assert tensor.isfinite().all(), name
+
+
+@LAW
+@given_examples(
+    data=models(), threads=st.sampled_from([1, 2, 4]), order=st.randoms(use_true_random=False), added=st.booleans()
+)
+def test_order_other_layers_and_threads_change_no_bit(data, threads, order, added):
+    with filled_by(1):
+        base = builder.build(data, seed=3).state_dict()
+    layers = order.sample(list(data["layers"].items()), len(data["layers"]))
+    extra = [("first", {"kind": "Linear", "in_features": 5, "out_features": 3})] if added else []
+    with filled_by(threads, order):
+        changed = builder.build({**data, "layers": dict(extra + layers)}, seed=3).state_dict()
+    assert_same_bits(changed, base)
+
+
+@LAW
+@given_examples(data=models(), rows=st.tuples(st.integers(0, 4), st.integers(0, 4)).map(sorted))
+def test_rows_have_the_bits_that_they_have_in_the_built_model(data, rows):
+    with filled_by(2):
+        built = builder.build(data, seed=4)
+        for name, parameter in built.named_parameters(remove_duplicate=False):
+            assert torch.equal(initial_values(built, name, rows=tuple(rows)), parameter[slice(*rows)]), name
+
+
+@LAW
+@given_examples(data=models(), emptied=st.booleans())
+def test_module_from_meta_gets_the_bits_of_a_direct_build(data, emptied):
+    proof = prove(data)
+    built = materialise(proof, seed=5)
+    later = materialise(proof, seed=5, device="meta")
+    assert all(tensor.is_meta for tensor in [*later.parameters(), *later.buffers()])
+    with poisoned():
+        initialise(later.to_empty(device="cpu") if emptied else later)
+    assert_same_bits(dict(later.named_parameters()), dict(built.named_parameters()))
+    assert_same_bits(dict(later.named_buffers()), dict(built.named_buffers()))
+    assert len(list(later.parameters())) == len(list(built.parameters())), "ties hold"
+    assert [p.requires_grad for p in later.parameters()] == [p.requires_grad for p in built.parameters()]
+
+
+# ---- refusals ------------------------------------------------------------------------------------------------------
 
 RAW = {"kind": "Parameter", "shape": [3, 4]}
 
@@ -35,62 +143,96 @@ def test_empty_memory_is_marked_in_the_table(given):
     assert [row.rule for row in table] == ["layers.w.init (empty)"]
 
 
-@pytest.mark.parametrize("rng", ["keyed", "torch"])
-def test_every_value_is_written_even_where_memory_is_poisoned(monkeypatch, conf_models, rng):
-    real = torch.empty_like
-    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: real(*a, **k).fill_(float("nan")))
-    for file in conf_models.values():
-        for name, tensor in builder.build(file, rng=rng).state_dict().items():
-            assert tensor.isfinite().all(), name
+# ---- large parameters, and what draws in its own way ---------------------------------------------------------------
 
 
-LAYERS = st.one_of(
-    st.builds(
-        lambda a, b: {"kind": "Linear", "in_features": a, "out_features": b}, st.integers(1, 9), st.integers(1, 9)
-    ),
-    st.builds(lambda n: {"kind": "Embedding", "num_embeddings": n, "embedding_dim": 3}, st.integers(1, 9)),
-    st.builds(lambda n: {"kind": "LayerNorm", "normalized_shape": n}, st.integers(1, 9)),
-    st.builds(
-        lambda n, init: {"kind": "Parameter", "shape": [n, 4], "axes": ["in", "out"], "init": init},
-        st.integers(1, 9),
-        st.sampled_from(["normal", "kaiming_uniform", "orthogonal", "trunc_normal", "xavier_normal", "ones"]),
-    ),
+def large(policy, rows=2 * CHUNK // 512 + 3, columns=512):
+    return model({"w": {"kind": "Parameter", "shape": [rows, columns], "axes": ["in", "out"], "init": policy}})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(large(policy), id=policy)
+        for policy in ("normal", "uniform", "trunc_normal", "kaiming_normal", "xavier_uniform", "ones")
+    ]
+    + [
+        pytest.param(large({"policy": "trunc_normal", "a": 1.5, "b": 2.0}), id="trunc_normal in a tail"),
+        pytest.param(large("orthogonal", 200, 300), id="orthogonal, whose QR depends on torch's threads"),
+        pytest.param(large({"policy": "sparse", "sparsity": 0.3}, 60, 80), id="sparse"),
+    ],
 )
+def test_number_of_threads_changes_no_bit_of_a_large_parameter(data):
+    found = []
+    for threads in (1, 2, 4):
+        with filled_by(threads, chunk=CHUNK):
+            found.append(builder.build(data).w)
+            assert torch.get_num_threads() == threads, "the caller's setting is kept"
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
-@given(layers=st.lists(LAYERS, min_size=1, max_size=5), data=st.data())
-def test_order_other_layers_and_threads_change_no_bit(layers, data):
-    named = {f"layer_{i}": layer for i, layer in enumerate(layers)}
-    base = builder.build(model(named), seed=3).state_dict()
-    shuffled = dict(data.draw(st.permutations(list(named.items()))))
-    in_front = {"first": {"kind": "Linear", "in_features": 2, "out_features": 2}, **shuffled}
-    threads = torch.get_num_threads()
-    try:
-        for count, changed in ((1, shuffled), (2, in_front), (4, named)):
-            torch.set_num_threads(count)
-            other = builder.build(model(changed), seed=3).state_dict()
-            for name, tensor in base.items():
-                assert torch.equal(other[name], tensor), name
-    finally:
-        torch.set_num_threads(threads)
+def test_each_chunk_has_a_stream_of_its_own():
+    values = builder.build(large("normal")).w.detach().view(-1)
+    first, second, rest = values.split(CHUNK)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[: len(rest)], rest)
 
 
-def large(policy):
-    rows = 2 * streams.CHUNK // 512 + 3
-    return model({"w": {"kind": "Parameter", "shape": [rows, 512], "axes": ["in", "out"], "init": policy}})
+def test_zeros_of_a_sparse_parameter_do_not_depend_on_other_parameters():
+    sparse = {
+        "kind": "Parameter",
+        "shape": [20, 20],
+        "axes": ["in", "out"],
+        "init": {"policy": "sparse", "sparsity": 0.5},
+    }
+    alone = builder.build(model({"w": sparse})).w
+    assert torch.equal(builder.build(model({"v": sparse, "w": sparse})).w, alone)
 
 
-@pytest.mark.parametrize("policy", ["normal", "uniform", "trunc_normal", "kaiming_normal"])
-def test_parameter_of_several_chunks_does_not_depend_on_the_number_of_cores(monkeypatch, policy):
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    one = builder.build(large(policy)).w
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    four = builder.build(large(policy)).w
-    assert one.numel() > 2 * streams.CHUNK
-    assert torch.equal(one, four)
-    chunks = one.detach().view(-1).split(streams.CHUNK)
-    assert not torch.equal(chunks[0], chunks[1]), "each chunk has its own stream"
+class Gate(torch.nn.Module):
+    """A layer whose default only its own method knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.empty(3))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        torch.nn.init.normal_(self.scale)
+
+
+def test_layer_that_only_its_own_method_can_fill_draws_from_its_own_name():
+    layer = {"kind": f"{__name__}.Gate"}
+    alone = builder.build(model({"a": layer}), allow=[__name__])
+    beside = builder.build(model({"b": layer, "a": layer}), allow=[__name__])
+    assert torch.equal(beside.a.scale, alone.a.scale)
+    assert not torch.equal(beside.b.scale, beside.a.scale)
+
+
+@pytest.mark.parametrize("place", ["set as the default", "in a context"])
+def test_default_device_of_the_caller_changes_nothing(place):
+    layer = {"kind": "Linear", "in_features": 4, "out_features": 4}
+    data = model({"a": layer, "w": large("trunc_normal", 4, 4)["layers"]["w"]}, buffers={"b": {"value": "=arange(3)"}})
+    expected = builder.build(data).state_dict()
+    if place == "in a context":
+        with torch.device("meta"):
+            found = builder.build(data).state_dict()
+    else:
+        torch.set_default_device("meta")
+        try:
+            found = builder.build(data).state_dict()
+        finally:
+            torch.set_default_device(None)
+    assert_same_bits(found, expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not tell")
+def test_all_cores_that_the_process_may_use_take_part():
+    assert cores() == len(os.sched_getaffinity(0))
+
+
+# ---- seeds and generators ------------------------------------------------------------------------------------------
 
 
 def test_seed_changes_values_and_zero_is_a_seed(conf_models):
@@ -113,7 +255,7 @@ def test_layers_of_one_shape_get_values_of_their_own():
 
 
 @pytest.mark.parametrize("rng", ["keyed", "torch"])
-@pytest.mark.parametrize("init", [None, "xavier_normal"])
+@pytest.mark.parametrize("init", [None, "xavier_normal", "orthogonal"])
 def test_padding_row_stays_zero_under_any_rule(rng, init):
     layer = {"kind": "Embedding", "num_embeddings": 5, "embedding_dim": 3, "padding_idx": 2}
     rows = builder.build(model({"e": layer}), rng=rng, init=init).e.weight.abs().sum(1)

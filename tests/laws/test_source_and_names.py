@@ -35,28 +35,28 @@ def inputs_of(model, batch=2, length=5):
         symbols = iter((batch, length, 8, 8))
         shape = [next(symbols) if isinstance(s, str) and not s.startswith("=") else s for s in spec.shape]
         shape = [proof.expansion.compute(s, proof.expansion.args, "shape") for s in shape]
-        integer = spec.dtype == "int64"
-        found[name] = (
-            torch.randint(0, 8, shape, generator=generator) if integer else torch.randn(shape, generator=generator)
-        )
+        below = proof.expansion.compute(spec.range[1], proof.expansion.args, "range") if spec.range else 8
+        drawn = torch.randint(0, min(8, below), shape, generator=generator)
+        floats = torch.randn(shape, generator=generator)
+        found[name] = {"int64": drawn, "bool": drawn > 0}.get(spec.dtype, floats)
     return found
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_saved_source_gives_the_same_bits_without_builder(file, tmp_path):
-    model = builder.build(file, seed=1).eval()
+def test_saved_source_gives_the_same_bits_without_builder(file, tmp_path, small):
+    model = builder.build(file, args=small(file), seed=1).eval()
     inputs = inputs_of(model)
-    (tmp_path / "saved.py").write_text(builder.code(file))
+    (tmp_path / "saved.py").write_text(builder.code(file, args=small(file)))
     torch.save((inputs, model.state_dict()), tmp_path / "data.pt")
     command = [sys.executable, "-c", RUN, str(tmp_path), class_name(file.stem)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert torch.equal(torch.load(tmp_path / "out.pt"), model(**inputs))
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), model(**inputs), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_table_state_dict_and_attribute_path_are_one_name(file):
-    model = builder.build(file)
+def test_table_state_dict_and_attribute_path_are_one_name(file, small):
+    model = builder.build(file, args=small(file))
     table = builder.parameters(model)
     saved = {row.name for row in table if row.persistent}
     assert saved == set(model.state_dict())

@@ -7,6 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 import builder
 from builder.config import composed
@@ -33,7 +34,7 @@ def test_run_leaves_its_config_source_table_metrics_events_statistics_and_checkp
     assert ended.code == 0
     assert {
         "config.yaml", "model.py", "parameters.json", "metrics.csv", "result.json",
-        "checkpoints/best.ckpt", "checkpoints/last.ckpt", ".hydra/overrides.yaml",
+        "checkpoints/best.ckpt", "checkpoints/last.ckpt", "weights.safetensors", ".hydra/overrides.yaml",
     } <= set(ended.files)  # fmt: skip
     assert any(file.startswith("tensorboard/events.out.tfevents") for file in ended.files)
     assert sorted(set(read_stats(ended.directory)["step"])) == [10, 20, 30]
@@ -54,6 +55,16 @@ def test_run_leaves_its_config_source_table_metrics_events_statistics_and_checkp
     assert list(result["references"]) == ["majority class accuracy"]
     assert "majority class accuracy" in ended.out
     assert str(ended.directory) in ended.out
+
+
+@pytest.mark.parametrize("test", ["true", "false"])
+def test_weights_of_the_best_checkpoint_are_exported_after_a_run(command, test):
+    ended = command(*QUIET, f"test={test}", "mode=min", "trainer.max_epochs=3")  # the least accuracy is the best here
+    exported, best = load_file(ended.directory / "weights.safetensors"), ended.weights("best")
+    saved = torch.load(ended.directory / "checkpoints" / "best.ckpt", weights_only=True)
+    assert saved["epoch"] < 2, "training went on after the best epoch"
+    assert exported.keys() == best.keys()
+    assert all(torch.equal(exported[name], value) for name, value in best.items())
 
 
 def test_printed_totals_are_the_sums_of_the_table(command):

@@ -96,3 +96,32 @@ def test_reader_that_goes_away_is_no_error(monkeypatch):
 def test_override_of_an_argument_that_the_model_does_not_have_is_refused(capsys):
     assert main(["check", MODEL, "args.hiden=3"]) == 2
     assert "did you mean 'hidden'?" in capsys.readouterr().err
+
+
+LOOKS = """
+inputs: {x: {shape: [batch, 3]}, ids: {shape: [batch], dtype: int64, range: [0, 5]}}
+layers:
+  fc: {kind: Linear, in_features: 3, out_features: 2}
+  e: {kind: Embedding, num_embeddings: ROWS, embedding_dim: 3}
+forward: |
+  kept = masked_select(x, x > 0)
+  return fc(x + e(ids)).sum() + kept.sum()
+"""
+
+
+def test_forward_that_looks_at_values_says_so_and_is_tried_on_a_tiny_batch(tmp_path, capsys):
+    file = tmp_path / "m.yaml"
+    file.write_text(LOOKS.replace("ROWS", "5"))
+    assert main(["check", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "`kept = torch.masked_select(x, x > 0)` looks at values (--batch runs a tiny batch)" in said
+    assert main(["check", "--batch", str(file)]) == 0
+    assert capsys.readouterr().out == "m.yaml: ok, 23 parameters; ran on a tiny batch\n"
+
+
+def test_tiny_batch_finds_what_meta_could_not(tmp_path, capsys):
+    file = tmp_path / "m.yaml"
+    file.write_text(LOOKS.replace("ROWS", "1"))
+    assert main(["check", str(file)]) == 0
+    assert main(["check", "--batch", str(file)]) == 2
+    assert "m.yaml:8" in capsys.readouterr().err

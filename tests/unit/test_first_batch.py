@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from builder.errors import BuilderError
 from builder.first_batch import check_first_batch
-from builder.lit_module import lightning_module, plan_run
+from builder.lit_module import assemble, plan_run
 
 CONFIG = {
     "model": {
@@ -42,14 +42,14 @@ def ids(highest=9):
 
 def look(*tensors, config=CONFIG):
     plan = plan_run(config)
-    lit = lightning_module(plan)
+    lit = assemble(plan)
     check_first_batch(lit, plan.proof, Data(*tensors))
     return lit
 
 
 def test_look_leaves_weights_buffers_mode_hooks_and_random_state_as_they_were():
     plan = plan_run(CONFIG)
-    lit = lightning_module(plan)
+    lit = assemble(plan)
     before, state = copy.deepcopy(lit.state_dict()), torch.get_rng_state()
     check_first_batch(lit, plan.proof, Data(ids(), torch.zeros(8, dtype=torch.int64)))
     after = lit.state_dict()
@@ -109,7 +109,7 @@ def test_index_outside_an_embedding_is_named_before_it_is_used(index):
 
 def test_refused_batch_leaves_no_hook_behind():
     plan = plan_run(CONFIG)
-    lit = lightning_module(plan)
+    lit = assemble(plan)
     with pytest.raises(BuilderError):
         check_first_batch(lit, plan.proof, Data(ids(12), torch.zeros(8, dtype=torch.int64)))
     assert not any(module._forward_pre_hooks for module in lit.modules())

@@ -148,6 +148,7 @@ def rendered(text):
         pytest.param("x.to(float32)", "return x.to(torch.float32)", id="a dtype"),
         pytest.param("x @ fc.weight.T", "return x @ self.fc.weight.T", id="a layer's parameter"),
         pytest.param("h[0].attn(x)", "return self.h[0].attn(x)", id="a part of a repeated block"),
+        pytest.param("a, b = x, x\nreturn a, (b, x)", "a, b = x, x\nreturn a, (b, x)", id="tuples"),
         pytest.param("x += 1\nreturn x", "x = x + 1\nreturn x", id="augmented assignment"),
         pytest.param(
             "count += x\nreturn x", "self.count.copy_((self.count + x).detach())\nreturn x", id="a buffer in place"

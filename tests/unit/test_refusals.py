@@ -44,7 +44,7 @@ WRONG = [
     ),
     pytest.param(layer(kind="LazyLinear"), "layers.fc.kind", "unknown kind", "lazy layer", id="a lazy kind"),
     pytest.param(layer(kind="ModuleList"), "layers.fc.kind", "unknown kind", "use repeat", id="a container"),
-    pytest.param(layer(kind="os.system"), "layers.fc.kind", "unknown kind", "allowed", id="a dotted kind"),
+    pytest.param(layer(kind="os.system"), "layers.fc.kind", "is not allowed", "allow its package", id="a dotted kind"),
     pytest.param(layer(in_feature=2), "layers.fc.in_feature", "no argument", "in_features", id="unknown argument"),
     pytest.param(
         model(layers={"fc": {"kind": "Linear", "in_features": 2}}),

@@ -1,0 +1,169 @@
+"""Many parameters, or parts of them, filled at once by all cores.
+
+The work is a list of (parameter, chunk); threads take from it until it is empty, and torch lets go of the interpreter
+lock while it draws. Values go straight into their place: there is no second copy, whatever the size. Any range of a
+parameter gets the bits that it has in the whole, by drawing the chunks that cover it. Each thread computes with one
+thread of torch: otherwise the last bits of a QR, or of a vectorised loop's tail, would depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from builder.initialize.draws import Fill
+from builder.initialize.streams import CHUNK, Stream
+
+MOST_WHOLE = 8  # whole fills at a time: a QR takes the memory of three or four of its matrix
+Task = Callable[[Stream], object]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A range of one parameter's values, to be written.
+
+    Attributes:
+        out: Where they go: a contiguous tensor, on any device.
+        fill: What draws them.
+        stream: The name of the stream that they are drawn from.
+        shape: The shape of the whole parameter.
+        start: The flat index, in the parameter, of the first value of `out`.
+    """
+
+    out: torch.Tensor
+    fill: Fill
+    stream: str
+    shape: tuple[int, ...]
+    start: int = 0
+
+
+def fill_range(
+    out: torch.Tensor, fill: Fill, seed: int, stream: str, shape: Sequence[int], start: int = 0
+) -> torch.Tensor:
+    """Writes the values of a parameter from flat index `start` on, with the bits that they have in the whole.
+
+    Args:
+        out: A contiguous tensor of as many values as are wanted.
+        fill: What draws them.
+        seed: The init seed.
+        stream: The name of the stream.
+        shape: The shape of the whole parameter.
+        start: The flat index of the first value.
+
+    Returns:
+        `out`.
+    """
+    fill_pieces([Piece(out, fill, stream, tuple(shape), start)], seed)
+    return out
+
+
+def fill_pieces(pieces: Sequence[Piece], seed: int) -> None:
+    """Writes all pieces; in which order, and by how many threads, changes no bit.
+
+    Args:
+        pieces: They do not overlap.
+        seed: The init seed.
+    """
+    chunked = [piece for piece in pieces if not piece.fill.whole]
+    whole = [piece for piece in pieces if piece.fill.whole and piece.out.numel()]
+    threads = cores() if sum(piece.out.numel() for piece in chunked) > CHUNK else 1  # starting them takes time as well
+    with one_thread_each(), torch.no_grad():
+        _run([task for piece in chunked for task in _chunk_tasks(piece, seed)], threads)
+        _run([_whole_task(piece, seed) for piece in whole if piece.fill.beside], min(cores(), MOST_WHOLE))
+        _run([_whole_task(piece, seed) for piece in whole if not piece.fill.beside], 1)
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """A context in which torch computes with one thread, here and in threads that are started inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _chunk_tasks(piece: Piece, seed: int) -> Iterator[Task]:
+    total, end = math.prod(piece.shape), piece.start + piece.out.numel()
+    assert end <= total, f"values up to {end} of a parameter of {total}"
+    flat = piece.out.view(-1)
+    for number in range(piece.start // CHUNK, -(-end // CHUNK) if end > piece.start else 0):
+        first, last = number * CHUNK, min((number + 1) * CHUNK, total)
+        part = flat[max(first - piece.start, 0) : last - piece.start]
+        yield _ChunkTask(piece, seed, number, part, first, last)
+
+
+@dataclass(frozen=True)
+class _ChunkTask:
+    piece: Piece
+    seed: int
+    number: int
+    part: torch.Tensor
+    first: int
+    last: int
+
+    def __call__(self, stream: Stream) -> None:
+        """Draws the chunk, in place where `part` is all of it."""
+        generator = stream.at(self.seed, self.piece.stream, self.number)
+        if self.part.numel() == self.last - self.first and self.part.device.type == "cpu":
+            self.piece.fill.draw(self.part, generator, self.first)
+            return
+        chunk = torch.empty(self.last - self.first, dtype=self.part.dtype)
+        self.piece.fill.draw(chunk, generator, self.first)
+        before = max(self.piece.start - self.first, 0)
+        self.part.copy_(chunk[before : before + self.part.numel()])
+
+
+def _whole_task(piece: Piece, seed: int) -> Task:
+    def run(stream: Stream) -> None:
+        generator = stream.at(seed, piece.stream)
+        if tuple(piece.out.shape) == piece.shape and piece.out.device.type == "cpu":
+            piece.fill.draw(piece.out, generator, 0)
+            return
+        whole = torch.empty(piece.shape, dtype=piece.out.dtype)
+        piece.fill.draw(whole, generator, 0)
+        piece.out.view(-1).copy_(whole.view(-1)[piece.start : piece.start + piece.out.numel()])
+
+    return run
+
+
+def _run(tasks: Sequence[Task], threads: int) -> None:
+    """Runs tasks in any order; the first that fails ends all."""
+    left = deque(tasks)
+
+    def take() -> Task | None:
+        try:
+            return left.popleft()
+        except IndexError:
+            return None
+
+    def work() -> None:
+        stream = Stream()
+        try:
+            with torch.no_grad():
+                for task in iter(take, None):
+                    task(stream)
+        except BaseException:
+            left.clear()
+            raise
+
+    threads = min(threads, len(left))
+    if threads <= 1:
+        work()
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work) for _ in range(threads)]:
+            done.result()

@@ -1,0 +1,293 @@
+"""Law L2 for parts: rows of a parameter, and shards on two processes, have the bits that they have in the whole."""
+
+import os
+import subprocess
+import sys
+from unittest import mock
+
+import pytest
+import torch
+
+import builder
+from builder.build import materialise, prove
+from builder.initialize import chunks, streams
+from builder.initialize.chunks import Piece, fill_pieces, fill_range
+from builder.initialize.draws import fill_of
+from builder.initialize.fill import initial_values, initialise
+from builder.initialize.streams import CHUNK
+
+LAYERS = {
+    "fc": {"kind": "Linear", "in_features": 6, "out_features": 10},
+    "emb": {"kind": "Embedding", "num_embeddings": 9, "embedding_dim": 4, "padding_idx": 3},
+    "w": {"kind": "Parameter", "shape": [5, 7], "axes": ["in", "out"], "init": "orthogonal"},
+    "twin": {"kind": "Parameter", "shape": [7, 5]},
+    "gain": {"kind": "Parameter", "shape": [], "init": "normal"},
+    "narrow": {"kind": "Parameter", "shape": [6, 6], "dtype": "float16", "init": "trunc_normal"},
+    "head": {"kind": "Linear", "in_features": 4, "out_features": 9, "bias": False},
+}
+MODEL = {
+    "inputs": {"x": {}},
+    "layers": LAYERS,
+    "forward": "x",
+    "tie": {"head.weight": "emb.weight", "twin": {"source": "w", "transpose": True}},
+}
+
+
+class Gate(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.empty(3))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        torch.nn.init.normal_(self.scale)
+
+
+OWN = {"inputs": {"x": {}}, "layers": {"gate": {"kind": f"{__name__}.Gate"}}, "forward": "x"}
+DRAWN = ["fc.weight", "fc.bias", "emb.weight", "w", "twin", "gain", "narrow", "head.weight"]
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_initial_values_are_those_of_the_built_model(name, given):
+    built = builder.build(given(MODEL), seed=7)
+    expected = getattr(built, name) if name == "twin" else built.get_parameter(name)
+    for source in (built, prove(MODEL)):
+        values = initial_values(source, name, seed=7)
+        assert values.dtype == expected.dtype
+        assert torch.equal(values, expected)
+        if expected.ndim:
+            assert torch.equal(initial_values(source, name, rows=(2, 5), seed=7), expected[2:5])
+            assert initial_values(source, name, rows=(4, 4), seed=7).shape == expected[4:4].shape
+
+
+def test_initial_values_of_a_trained_model_are_those_it_started_from():
+    built = builder.build(MODEL, seed=7, freeze={"all": {"match": "fc.weight"}})
+    start = built.fc.weight.detach().clone()
+    with torch.no_grad():
+        built.fc.weight.add_(1)
+    assert torch.equal(initial_values(built.double(), "fc.weight"), start)
+    assert not torch.equal(initial_values(built, "fc.weight", seed=8), start)
+
+
+@pytest.mark.parametrize("policy", ["normal", "trunc_normal", "uniform", "orthogonal", "eye"])
+def test_any_range_of_several_chunks_has_the_bits_of_the_whole(policy):
+    shape = (40, 20)
+    fill = fill_of(policy, {}, shape)
+    with mock.patch.object(chunks, "CHUNK", 64):
+        whole = fill_range(torch.empty(shape), fill, 1, "w", shape).view(-1)
+        for start, end in [(0, 800), (0, 64), (64, 128), (63, 65), (10, 20), (100, 700), (799, 800), (5, 5)]:
+            part = fill_range(torch.empty(end - start), fill, 1, "w", shape, start)
+            assert torch.equal(part, whole[start:end]), (start, end)
+
+
+def test_range_draws_only_the_chunks_that_hold_it():
+    shape = (10 * CHUNK,)
+    with mock.patch.object(streams, "stream_words", wraps=streams.stream_words) as hashed:
+        fill_range(torch.empty(CHUNK + 2), fill_of("normal", {}, shape), 0, "w", shape, 3 * CHUNK - 1)
+    assert {call.args[2] for call in hashed.call_args_list} == {2, 3, 4}
+
+
+def test_failure_in_a_thread_ends_the_fill_and_reaches_the_caller():
+    def fail(part, generator, start):
+        raise ValueError(f"at {start}")
+
+    pieces = [Piece(torch.empty(CHUNK), type(fill_of("ones", {}, ()))(fail), str(i), (CHUNK,)) for i in range(20)]
+    with mock.patch.object(chunks, "cores", lambda: 2), pytest.raises(ValueError, match="at 0"):
+        fill_pieces(pieces, 0)
+
+
+# ---- refusals ------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_name_is_refused_with_the_nearest(refusal):
+    problem = refusal(initial_values, builder.build(MODEL), "fc.weigth")
+    assert problem.address == "fc.weigth"
+    assert "no parameter 'fc.weigth'" in problem.what
+    assert "fc.weight" in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "hint"),
+    [
+        pytest.param("fc.weight", (0, 11), "from 0 to 10", id="beyond the end"),
+        pytest.param("fc.weight", (-1, 3), "from 0 to 10", id="negative"),
+        pytest.param("fc.weight", (5, 3), "from 0 to 10", id="backwards"),
+        pytest.param("gain", (0, 1), "leave rows out", id="no rows"),
+    ],
+)
+def test_rows_that_are_not_there_are_refused(name, rows, hint, refusal):
+    problem = refusal(initial_values, builder.build(MODEL), name, rows=rows)
+    assert problem.address == name
+    assert f"rows {rows}" in problem.what
+    assert hint in problem.hint
+
+
+@pytest.mark.parametrize("call", [lambda built: initial_values(built, "fc.weight"), initialise], ids=["values", "all"])
+def test_module_drawn_from_the_global_generator_is_refused(call, refusal):
+    problem = refusal(call, builder.build(MODEL, rng="torch"))
+    assert "rng: torch" in problem.what
+    assert problem.hint == "build it with rng: keyed"
+
+
+@pytest.mark.parametrize("call", [lambda module: initial_values(module, "weight"), initialise], ids=["values", "all"])
+def test_module_that_builder_did_not_build_is_refused(call, refusal):
+    assert "was not built by builder" in refusal(call, torch.nn.Linear(2, 2)).what
+
+
+def test_values_of_a_classs_own_method_are_refused(refusal):
+    problem = refusal(initial_values, builder.build(OWN, allow=[__name__]), "gate.scale")
+    assert problem.address == "gate.scale"
+    assert problem.what == "gets its initial values from Gate's own reset_parameters"
+    assert "give it an init rule" in problem.hint
+    ruled = builder.build({**OWN, "init": {"r": {"match": "gate.scale", "policy": "normal"}}}, allow=[__name__])
+    assert torch.equal(initial_values(ruled, "gate.scale"), ruled.gate.scale)
+
+
+# ---- materialised later --------------------------------------------------------------------------------------------
+
+
+def test_module_from_meta_takes_no_memory_until_it_is_initialised():
+    layer = {"kind": "Linear", "in_features": 10**6, "out_features": 10**6}
+    module = builder.build({"inputs": {"x": {}}, "layers": {"fc": layer}, "forward": "x"}, device="meta")
+    assert module.fc.weight.is_meta
+
+
+def test_module_from_meta_gets_what_only_a_classs_own_method_fills():
+    proof = prove(OWN, allow=[__name__])
+    before = torch.get_rng_state()
+    later = initialise(materialise(proof, seed=3, device="meta"))
+    assert torch.equal(later.gate.scale, materialise(proof, seed=3).gate.scale)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_initialise_takes_a_seed_of_its_own_and_writes_in_place():
+    module = builder.build(MODEL, seed=3)
+    weight = module.fc.weight
+    assert initialise(module, seed=4) is module
+    assert module.fc.weight is weight
+    assert torch.equal(weight, builder.build(MODEL, seed=4).fc.weight)
+
+
+def test_parameter_that_is_not_contiguous_gets_the_same_values():
+    layer = {"kind": "Conv2d", "in_channels": 3, "out_channels": 4, "kernel_size": 5}
+    data = {"inputs": {"x": {}}, "layers": {"conv": layer}, "forward": "x"}
+    module = builder.build(data)
+    expected = module.conv.weight.detach().clone()
+    module.to(memory_format=torch.channels_last)
+    assert not module.conv.weight.is_contiguous()
+    assert torch.equal(initialise(module).conv.weight, expected)
+
+
+def test_what_lsuv_decides_is_refused_without_a_batch(refusal):
+    data = {**MODEL, "init": {"r": {"match": "fc.weight", "policy": "lsuv"}}}
+    problem = refusal(initial_values, prove(data), "fc.weight")
+    assert "lsuv, which looks at a batch" in problem.what
+    assert "batch" in refusal(initialise, materialise(prove(data), device="meta")).hint
+
+
+# ---- two processes -------------------------------------------------------------------------------------------------
+
+WORKER = """
+import sys, types
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+import builder
+from builder.initialize.fill import initialise
+
+folder, rank = sys.argv[1], int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+mesh = init_device_mesh("cpu", (2,))
+drawn = {"kind": "Parameter", "axes": ["in", "out"]}
+data = {
+    "inputs": {"ids": {"shape": ["batch"], "dtype": "int64", "range": [0, 7]}},
+    "layers": {
+        "emb": {"kind": "Embedding", "num_embeddings": 7, "embedding_dim": 4, "padding_idx": 5},
+        "fc": {"kind": "Linear", "in_features": 4, "out_features": 3},
+        "w": {**drawn, "shape": [3, 4], "init": "orthogonal"},
+        "deep": {**drawn, "shape": [2100, 256], "init": "trunc_normal"},
+        "lstm": {"kind": "LSTM", "input_size": 4, "hidden_size": 3},
+        "head": {"kind": "Linear", "in_features": 4, "out_features": 7, "bias": False},
+    },
+    "buffers": {"scale": {"value": "=1 / 3", "persistent": False}},
+    "tie": {"head.weight": "emb.weight"},
+    "forward": "head(fc(emb(ids)) @ w) * scale",
+}
+whole = builder.build(data, seed=5)
+
+
+def split_columns(module):  # tensor parallelism: each process holds some columns
+    for name, parameter in list(module.named_parameters()):
+        path, _, local = name.rpartition(".")
+        placed = distribute_tensor(parameter.detach(), mesh, [Shard(1) if parameter.ndim > 1 else Replicate()])
+        setattr(module.get_submodule(path), local, torch.nn.Parameter(placed))
+
+
+for how in ("sharded on meta", "sharded, then emptied", "columns"):
+    module = builder.build(data, seed=5, device="meta")
+    if how == "columns":
+        split_columns(module)
+    else:
+        fully_shard(module.fc, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+    if how == "sharded, then emptied":
+        module.to_empty(device="cpu")
+    initialise(module)
+    for name, parameter in whole.named_parameters():
+        sharded = module.get_parameter(name)
+        assert sharded.to_local().numel() < parameter.numel() or parameter.ndim < 2, (how, name)
+        assert torch.equal(sharded.full_tensor(), parameter), (how, name)
+    assert module.head.weight is module.emb.weight, how
+    assert torch.equal(module.scale, whole.scale), how
+    if how != "columns":
+        ids = torch.arange(7)
+        assert torch.equal(module(ids), whole(ids)), how
+
+class Gate(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.empty(4))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        torch.nn.init.normal_(self.scale)
+
+
+Gate.__module__ = "own"
+sys.modules["own"] = types.ModuleType("own")
+sys.modules["own"].Gate = Gate
+data = {"inputs": {"x": {}}, "layers": {"gate": {"kind": "own.Gate"}}, "forward": "x"}
+module = builder.build(data, allow=["own"], device="meta")
+fully_shard(module, mesh=mesh)
+try:
+    initialise(module)
+    raise SystemExit("a shard was filled by its class")
+except builder.BuilderError as err:
+    assert err.problems[0].address == "gate.scale", err
+    assert "only Gate's own reset_parameters" in err.problems[0].what, err
+    assert "give it an init rule" in err.problems[0].hint, err
+dist.destroy_process_group()
+"""
+
+
+def test_shards_on_two_processes_are_the_parts_of_a_whole_build(tmp_path):
+    """`fully_shard` on meta, with and without `to_empty`, and shards that cut through rows."""
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", WORKER, str(tmp_path), str(rank)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        for rank in ranks:
+            said, _ = rank.communicate(timeout=120)
+            assert rank.returncode == 0, said
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.stdout.close()
+            rank.wait()
