@@ -141,10 +141,11 @@ def _callbacks(config: DictConfig, directory: Path) -> list[pl.Callback]:
             "best",
             monitor=config.monitor,
             mode=config.mode,
-            save_last=True,
             auto_insert_metric_name=False,
             enable_version_counter=False,
         ),
+        # Not save_last, which copies whatever was saved last: the best one (pytorch-lightning 2.6).
+        ModelCheckpoint(checkpoints, "last", enable_version_counter=False),
         SaveOnException(checkpoints / "interrupted.ckpt"),
         progress(),
     ]

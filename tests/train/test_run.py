@@ -62,7 +62,8 @@ def test_weights_of_the_best_checkpoint_are_exported_after_a_run(command, test):
     ended = command(*QUIET, f"test={test}", "mode=min", "trainer.max_epochs=3")  # the least accuracy is the best here
     exported, best = load_file(ended.directory / "weights.safetensors"), ended.weights("best")
     saved = torch.load(ended.directory / "checkpoints" / "best.ckpt", weights_only=True)
-    assert saved["epoch"] < 2, "training went on after the best epoch"
+    last = torch.load(ended.directory / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["epoch"] < last["epoch"] == 2, "training went on after the best epoch"
     assert exported.keys() == best.keys()
     assert all(torch.equal(exported[name], value) for name, value in best.items())
 
