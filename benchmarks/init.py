@@ -6,7 +6,7 @@ the median over all pairs. Imports, and what the first build loads lazily, are o
 
 - `torch.nn.init`: time of torch over time of the engine, on tensors of the shapes of GPT-2 and a (4096, 4096); memory
   is allocated and touched before. `trunc_normal` is torch's default call: std 1, cut at two of them.
-- GPT-2 of 124 M parameters: from the file conf/model/gpt.yaml to filled weights, over `GPT2LMHeadModel(GPT2Config())`.
+- GPT-2 of 124 M parameters: from the file conf/model/gpt2.yaml to filled weights, over `GPT2LMHeadModel(GPT2Config())`.
 - Peak memory of that build above its start, over the bytes of its parameters: in a process of its own, as Linux counts
   it (VmHWM).
 
@@ -36,7 +36,6 @@ from builder.initialize.chunks import Piece, fill_pieces
 from builder.initialize.draws import fill_of
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-GPT2 = {"vocab": 50257, "context": 1024, "d": 768, "heads": 12, "depth": 12}
 SMALL = {"vocab": 96, "context": 64, "d": 64, "heads": 4, "depth": 2}
 SHAPES = ((4096, 4096), (3072, 768), (2304, 768), (768, 768), (1024, 768))
 LEAST = dict.fromkeys(
@@ -122,7 +121,7 @@ def against_torch(policy: str, count: int) -> Figure:
 
 
 def gpt2() -> nn.Module:
-    return builder.build(CONF / "model" / "gpt.yaml", args=GPT2)
+    return builder.build(CONF / "model" / "gpt2.yaml")
 
 
 def against_transformers(count: int) -> Figure:
@@ -156,7 +155,7 @@ def memory(count: int) -> Figure:
 
 def one_build() -> tuple[int, int]:
     """Bytes by which the peak of one build lies above its start, and bytes of its parameters."""
-    builder.build(CONF / "model" / "gpt.yaml", args=SMALL)  # what is loaded lazily is loaded now
+    builder.build(CONF / "model" / "gpt2.yaml", args=SMALL)  # what is loaded lazily is loaded now
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = status("VmRSS")
@@ -203,7 +202,7 @@ def table(figures: Sequence[Figure]) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Time of initial values over torch.nn.init and transformers, and peak memory of a build.",
-        epilog="Ends with 1 where a figure is beyond its limit. `gpt2` needs pip install -e '.[benchmarks]'.",
+        epilog="Ends with 1 where a figure is beyond its limit. `gpt2` needs pip install -e '.[zoo]'.",
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="only these (default: all)")
     parser.add_argument("--pairs", type=int, default=24, help="pairs of turns a policy (default: 24)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -19,12 +19,12 @@ from builder.errors import BuilderError, Problem, did_you_mean, raise_all
 from builder.expand import Expansion, expand
 from builder.freeze import FreezePlan, plan_freeze
 from builder.freeze import freeze as freeze_module
-from builder.initialize.fill import initialised, remember
+from builder.initialize.fill import fill_buffers, initialised, remember
 from builder.initialize.lsuv import refuse_without_batch, rescale
 from builder.initialize.plan import Decision, Surroundings, plan_init
 from builder.initialize.pretrained import PretrainedReport, merged
 from builder.load import Loaded, Places, Source, load
-from builder.module import Entry, check_kinds, construct, entries, on_meta
+from builder.module import Entry, buffer_entries, check_kinds, construct, entries, on_meta
 from builder.names import Selector
 from builder.owners import owners
 from builder.policies import POLICIES, is_function
@@ -54,6 +54,7 @@ class Proof:
         meta: The module on meta.
         unchecked: Why forward could not be run on meta; empty where it was.
         pretrained: What was matched, missing and unexpected in each file that a `pretrained` rule reads.
+        buffer_values: Buffer → arguments of the `pretrained` rule that fills it.
     """
 
     loaded: Loaded
@@ -66,6 +67,7 @@ class Proof:
     meta: nn.Module
     unchecked: str = ""
     pretrained: tuple[PretrainedReport, ...] = ()
+    buffer_values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def frozen(self) -> Mapping[str, str]:
@@ -113,20 +115,38 @@ def prove(
     assert untied is not None, "source without problems"
     apart = construct(loaded, untied, expansion.args, on_meta)
     loaded.refuse(check_ties(loaded.spec, apart))
-    ties = {name: tie.source for name, tie in owners(loaded.spec.tie)[0].items()}
+    resolved = owners(loaded.spec.tie)[0]
+    ties = {name: tie.source for name, tie in resolved.items()}
     frozen, freeze_problems = plan_freeze(
         freeze_rules, entries(apart, expansion), ties, apart, expansion.args, freeze_outside
     )
     tied, _ = render(loaded.spec, loaded.name, evals=frozen.eval_always)
     assert tied is not None, "source without problems"
-    meta = construct(loaded, tied, expansion.args, on_meta)
+    meta = apart if tied.text == untied.text else construct(loaded, tied, expansion.args, on_meta)
     parameters = entries(meta, expansion)
-    around = Surroundings(expansion.args, allow, lambda given: shapes_at(loaded, given, allow))
+    around = Surroundings(
+        expansion.args,
+        allow,
+        lambda given: shapes_at(loaded, given, allow),
+        buffer_entries(meta, expansion),
+        [name for name, tie in resolved.items() if tie.transpose],
+    )
     decisions, init_problems = plan_init(meta, parameters, ties, expansion, scheme, scheme_name, around)
     loaded.refuse([*init_problems, *freeze_problems])
     unchecked = check_shapes(loaded, expansion, tied, meta)
-    reports = tuple(merged(around.reports))
-    return Proof(loaded, expansion, tied, tuple(parameters), ties, decisions, frozen, meta, unchecked, reports)
+    return Proof(
+        loaded,
+        expansion,
+        tied,
+        tuple(parameters),
+        ties,
+        decisions,
+        frozen,
+        meta,
+        unchecked,
+        tuple(merged(around.reports)),
+        around.buffer_values,
+    )
 
 
 def shapes_at(loaded: Loaded, given: Mapping[str, Any], allow: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -213,6 +233,7 @@ def materialise(
     module = make(on_meta) if _is_meta(device) else initialised(make, proof.decisions, proof.parameters, seed, rng)
     freeze_module(module, proof.freeze)
     if not _is_meta(device):
+        fill_buffers(module, proof.buffer_values)
         check_module(module, proof.ties, proof.frozen)
     module.__dict__["_builder_proof"] = proof
     remember(module, seed, rng)

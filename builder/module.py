@@ -31,7 +31,7 @@ from builder.language import BUILTINS
 from builder.load import Loaded
 from builder.owners import owners
 from builder.source import ModelSource
-from builder.spec import ModelSpec
+from builder.spec import LayerSpec, ModelSpec
 
 _CONTAINERS = {
     "Module",
@@ -367,6 +367,21 @@ def entries(module: nn.Module, expansion: Expansion) -> list[Entry]:
         found.append(Entry(name, kind, tuple(parameter.shape), parameter.requires_grad, owner, local, instance))
     order = {instance.path: i for i, instance in enumerate(expansion.instances)}
     return sorted(found, key=lambda entry: order[entry.instance.path])
+
+
+def buffer_entries(module: nn.Module, expansion: Expansion) -> list[Entry]:
+    """Every buffer that a state_dict holds, as rules see it; what a file declares under `buffers` has kind `buffer`."""
+    by_path = {instance.path: instance for instance in expansion.instances}
+    saved = module.state_dict().keys()
+    found = []
+    for name, buffer in module.named_buffers():
+        owner, _, local = name.rpartition(".")
+        declared = Instance(name, f"buffers.{name}", LayerSpec(kind="buffer"), {}, {})
+        instance = next((by_path[path] for path in _prefixes(name) if path in by_path), declared)
+        kind = "buffer" if instance is declared else type(module.get_submodule(owner)).__name__
+        if name in saved:
+            found.append(Entry(name, kind, tuple(buffer.shape), False, owner, local, instance))
+    return found
 
 
 def _prefixes(name: str) -> Iterator[str]:

@@ -22,6 +22,7 @@ from builder.initialize.dispatch import fill_for, keeping_padding
 from builder.initialize.draws import Fill
 from builder.initialize.lsuv import refuse_without_batch
 from builder.initialize.plan import RESET, Decision
+from builder.initialize.pretrained_values import fill as pretrained_fill
 from builder.initialize.shards import fill_shards, is_shard, mesh_device, refuse_shards
 from builder.initialize.streams import generator_state, stream_words
 from builder.module import Carried, Entry, carried, parameters_on_meta
@@ -100,6 +101,22 @@ def fill_module(module: nn.Module, plan: Mapping[str, Decision], parameters: Seq
     fill_shards(shards, seed)
 
 
+def fill_buffers(module: nn.Module, plan: Mapping[str, Mapping[str, Any]]) -> None:
+    """Gives buffers the values that `pretrained` rules take from their files.
+
+    Args:
+        module: A module with memory.
+        plan: Buffer → arguments of the rule that fills it.
+    """
+    for name, arguments in plan.items():
+        buffer = module.get_buffer(name)
+        values = torch.empty(buffer.shape, dtype=buffer.dtype)
+        fill = pretrained_fill(arguments, tuple(buffer.shape))
+        with torch.no_grad():
+            fill.draw(values if fill.whole else values.view(-1), None, 0)
+            buffer.copy_(values)
+
+
 def planned_fill(
     entry: Entry, plan: Mapping[str, Decision], parameters: Mapping[str, Entry], module: nn.Module, seed: int | None
 ) -> tuple[Fill, str]:
@@ -151,6 +168,10 @@ class Planned(Carried, Protocol):
     def meta(self) -> nn.Module:
         """The module on meta."""
 
+    @property
+    def buffer_values(self) -> Mapping[str, Mapping[str, Any]]:
+        """Buffer → arguments of the `pretrained` rule that fills it."""
+
 
 def remember(module: nn.Module, seed: int, rng: str) -> None:
     """Lets a module carry what its initial values were drawn from."""
@@ -182,6 +203,7 @@ def initialise(module: nn.Module, seed: int | None = None) -> nn.Module:
         retie(module, proof.ties)
         fill_module(module, proof.decisions, proof.parameters, seed)
     restore_buffers(module)
+    fill_buffers(module, proof.buffer_values)
     return module
 
 

@@ -7,7 +7,7 @@ fit its parameter are refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,7 @@ class _Candidate:
     axes: tuple[str, ...] | None = None
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what differs from parameter to parameter
     scope: Mapping[str, Any] = field(default_factory=dict)
+    selector: Selector | None = None
     refused: Mapping[str, Problem] = field(default_factory=dict)  # parameters that it must not decide
     globs: tuple[str, ...] = ()
 
@@ -72,13 +73,19 @@ class Surroundings:
         args: Values of the model's args.
         allow: Prefixes under which a function of the user's own may stand.
         shapes_at: Shapes of all parameters of the model with some other args, for `mup`.
+        buffers: The buffers that a state_dict holds.
+        transposed: Names that stand for their owner's transpose.
         reports: What `pretrained` rules took from their files; the plan adds to it.
+        buffer_values: Buffer → arguments of the `pretrained` rule that fills it; the plan adds to it.
     """
 
     args: Mapping[str, Any]
     allow: Sequence[str]
     shapes_at: Callable[[Mapping[str, Any]], Mapping[str, Sequence[int]]]
+    buffers: Sequence[Entry] = ()
+    transposed: Collection[str] = ()
     reports: list[PretrainedReport] = field(default_factory=list)
+    buffer_values: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def plan_init(
@@ -143,6 +150,8 @@ def _look_around(
         case "copy":
             of = candidate.arguments["of"]
             candidate.arguments["of"] = ties.get(of, of)
+            if of in around.transposed:
+                candidate.arguments["transpose"] = not candidate.arguments.get("transpose", False)
             return []
         case "pretrained":
             found = resolve(candidate.arguments, matched, candidate.globs, candidate.address)
@@ -151,7 +160,7 @@ def _look_around(
                 around.reports.append(found.report)
                 skipped = found.report.missing if not found.problems else ()
                 candidate.matched = [name for name in candidate.matched if name not in skipped]
-            return list(found.problems)
+            return [*found.problems, *_take_buffers(candidate, around)]
         case "mup":
             given = (candidate.arguments, around.shapes_at, candidate.address, candidate.axes)
             plan = mup_decisions(matched, parameters, ties, around.args, *given)
@@ -163,13 +172,25 @@ def _look_around(
     return []
 
 
+def _take_buffers(candidate: _Candidate, around: Surroundings) -> list[Problem]:
+    """Lets a `pretrained` rule fill the saved buffers that it matches, as far as its file has them."""
+    held = [entry for entry in around.buffers if candidate.selector is not None and candidate.selector.selects(entry)]
+    given = {**candidate.arguments, "missing": "skip"}
+    found = resolve(given, held, candidate.globs, candidate.address) if held else None
+    if found is None or found.report is None or not found.report.matched:
+        return []
+    around.reports.append(found.report)
+    around.buffer_values.update(found.arguments)
+    return list(found.problems)
+
+
 def _inline_candidates(parameters: Sequence[Entry], expansion: Expansion, problems: list[Problem]) -> list[_Candidate]:
     found = []
     for instance in expansion.instances:
         init, address = instance.layer.init, f"{instance.address}.init"
-        own = [entry for entry in parameters if entry.instance is instance]
         if init is None:
             continue
+        own = [entry for entry in parameters if entry.instance is instance]
         if isinstance(init, PolicySpec):
             if len(own) != 1:
                 locals_ = ", ".join(entry.name.removeprefix(f"{instance.path}.") for entry in own) or "none"
@@ -231,6 +252,7 @@ def _rule_candidates(
                     axes=rule.axes,
                     scope=expansion.args,
                     globs=(rule.match,) if isinstance(rule.match, str) else rule.match,
+                    selector=rule,
                 )
             )
     return found

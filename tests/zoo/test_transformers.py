@@ -58,15 +58,13 @@ class Published(Case):
         return OmegaConf.to_container(OmegaConf.create({"init": scheme}), resolve=True)["init"]
 
     def built(self, reference, folder):
-        """The model, with the reference's values by the scheme alone; running statistics come by name."""
+        """The model, with the reference's values, running statistics among them, by the scheme alone."""
         self.saved(reference).save_pretrained(folder)
-        model = builder.build(self.file, args=self.args, init=self.scheme(folder))
-        load_statistics(model, reference)
-        return model
+        return builder.build(self.file, args=self.args, init=self.scheme(folder))
 
 
 def load_statistics(model, reference):
-    """Copies the running statistics of a reference: buffers, which `pretrained` does not cover."""
+    """Copies the running statistics of a reference, for comparison."""
     theirs = dict(reference.named_buffers())
     for name, buffer in model.named_buffers():
         owner, _, local = name.rpartition(".")

@@ -154,6 +154,16 @@ def test_copy_can_be_transposed_and_follows_a_tie(rng):
     assert torch.equal(built.w, built.v.T)
 
 
+def test_copy_of_a_transposed_alias_is_the_transpose():
+    layers = {
+        "v": {"kind": "Parameter", "shape": [4, 4], "init": "normal"},
+        "alias": {"kind": "Parameter", "shape": [4, 4]},
+    }
+    tie = {"alias": {"source": "v", "transpose": True}}
+    built = builder.build(raw({"policy": "copy", "of": "alias"}, shape=(4, 4), layers=layers, tie=tie))
+    assert torch.equal(built.w, built.v.T)
+
+
 def test_copy_of_a_padded_embedding_keeps_its_zero_row():
     layers = {"e": {"kind": "Embedding", "num_embeddings": 4, "embedding_dim": 6, "padding_idx": 1}}
     built = builder.build(raw({"policy": "copy", "of": "e.weight"}, layers=layers))

@@ -604,3 +604,41 @@ def test_report_says_in_a_line_what_was_matched_missing_and_not_used():
         "5 keys of the file not used: v, w, x, y, ..."
     )
     assert str(PretrainedReport("m.pt", {"a": ("k",)}, (), ())) == "pretrained m.pt: 1 parameter matched"
+
+
+# ---- buffers ---------------------------------------------------------------------------------------------------------
+
+NORMED = {
+    "inputs": {"x": {"shape": ["b", 3]}},
+    "layers": {"bn": {"kind": "BatchNorm1d", "num_features": 3}},
+    "buffers": {"shift": {"value": [0.0, 0.0]}, "unsaved": {"value": [5.0], "persistent": False}},
+    "forward": "bn(x) + shift.sum() + unsaved",
+}
+STATISTICS = {"x__running_mean": torch.tensor([1.0, 2, 3]), "x__num_batches_tracked": torch.tensor(7)}
+
+
+def test_saved_buffers_come_with_the_weights(file):
+    path = file(x__weight=torch.full((3,), 9.0), x__bias=torch.zeros(3), shift=torch.tensor([4.0, 5]), **STATISTICS)
+    rules = {"bn": {"match": "bn.*", "policy": "pretrained", "path": path, "key": "x.{1}"}}
+    built = builder.build({**NORMED, "init": rules})
+    assert built.bn.running_mean.tolist() == [1, 2, 3]
+    assert built.bn.num_batches_tracked == 7
+    assert built.bn.running_var.tolist() == [1, 1, 1], "the file has none: it stays as the class makes it"
+    assert (built.shift.tolist(), built.unsaved.tolist()) == ([0, 0], [5])
+    (report,) = builder.prove({**NORMED, "init": rules}).pretrained
+    assert report.missing == ("bn.running_var",)
+    assert report.unexpected == ("shift",)
+
+
+def test_buffers_from_a_file_survive_a_second_init(file):
+    path = file(x__weight=torch.full((3,), 9.0), x__bias=torch.zeros(3), **STATISTICS)
+    rule = {"match": "bn.*", "policy": "pretrained", "path": path, "key": "x.{1}"}
+    built = builder.build({**NORMED, "init": {"bn": rule}}, device="meta")
+    assert builder.initialise(built).bn.running_mean.tolist() == [1, 2, 3]
+
+
+def test_buffer_of_another_shape_is_refused(file, refusal):
+    path = file(x__weight=torch.full((3,), 9.0), x__bias=torch.zeros(3), x__running_mean=torch.zeros(4))
+    rule = {"match": "bn.*", "policy": "pretrained", "path": path, "key": "x.{1}"}
+    problem = refusal(builder.prove, {**NORMED, "init": {"bn": rule}})
+    assert "(4,)" in problem.what and "(3,)" in problem.what
