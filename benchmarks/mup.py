@@ -326,7 +326,7 @@ def check_transfer(given: argparse.Namespace) -> dict[str, Any]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Coordinate check of policy mup, and transfer of the learning rate on digits.",
-        epilog="Ends with 1 where a limit does not hold. All of it takes about 5 minutes on one core.",
+        epilog="Ends with 1 where a limit does not hold. All of it takes about 4 minutes on one core.",
     )
     checks = [*CASES, "transfer"]
     parser.add_argument("--checks", nargs="+", choices=checks, default=checks, help="only these (default: all)")

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 
 SECONDS = 10.0  # between two lines
 
@@ -23,6 +23,14 @@ def is_terminal() -> bool:
 def progress() -> pl.Callback:
     """The progress callback that suits where the output goes."""
     return RichProgressBar(leave=False) if is_terminal() else ProgressLines()
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the best state; of its own class, for Lightning takes no two callbacks of one class and equal settings."""
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps the newest state: `save_last` copies what was saved last, which is the best (pytorch-lightning 2.6)."""
 
 
 class SaveOnException(pl.Callback):

@@ -23,7 +23,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
 from rich.table import Table
@@ -34,7 +34,7 @@ from builder.export import WEIGHTS, save_weights
 from builder.first_batch import check_first_batch
 from builder.lit_module import LitModule, assemble, plan_run, scale_to_batch
 from builder.names import Selector
-from builder.progress import SaveOnException, is_terminal, progress
+from builder.progress import BestCheckpoint, LastCheckpoint, SaveOnException, is_terminal, progress
 from builder.stats.callback import ParameterStatistics
 from builder.stats.record import chosen_parameters
 from builder.table import as_data, parameters, render_table
@@ -136,7 +136,7 @@ def make_trainer(config: DictConfig, directory: Path) -> pl.Trainer:
 def _callbacks(config: DictConfig, directory: Path) -> list[pl.Callback]:
     checkpoints = directory / "checkpoints"
     found: list[pl.Callback] = [
-        ModelCheckpoint(
+        BestCheckpoint(
             checkpoints,
             "best",
             monitor=config.monitor,
@@ -144,8 +144,7 @@ def _callbacks(config: DictConfig, directory: Path) -> list[pl.Callback]:
             auto_insert_metric_name=False,
             enable_version_counter=False,
         ),
-        # Not save_last, which copies whatever was saved last: the best one (pytorch-lightning 2.6).
-        ModelCheckpoint(checkpoints, "last", enable_version_counter=False),
+        LastCheckpoint(checkpoints, "last", enable_version_counter=False),
         SaveOnException(checkpoints / "interrupted.ckpt"),
         progress(),
     ]

@@ -74,8 +74,10 @@ def fill_pieces(pieces: Sequence[Piece], seed: int) -> None:
     chunked = [piece for piece in pieces if not piece.fill.whole]
     whole = [piece for piece in pieces if piece.fill.whole and piece.out.numel()]
     threads = cores() if sum(piece.out.numel() for piece in chunked) > CHUNK else 1  # starting them takes time as well
+    tasks = [task for piece in chunked for task in _chunk_tasks(piece, seed)]
+    tasks.sort(key=lambda task: task.part.numel(), reverse=True)  # so that threads end together
     with one_thread_each(), torch.no_grad():
-        _run([task for piece in chunked for task in _chunk_tasks(piece, seed)], threads)
+        _run(tasks, threads)
         _run([_whole_task(piece, seed) for piece in whole if piece.fill.beside], min(cores(), MOST_WHOLE))
         _run([_whole_task(piece, seed) for piece in whole if not piece.fill.beside], 1)
 
@@ -96,7 +98,7 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _chunk_tasks(piece: Piece, seed: int) -> Iterator[Task]:
+def _chunk_tasks(piece: Piece, seed: int) -> Iterator[_ChunkTask]:
     total, end = math.prod(piece.shape), piece.start + piece.out.numel()
     assert end <= total, f"values up to {end} of a parameter of {total}"
     flat = piece.out.view(-1)
@@ -165,5 +167,8 @@ def _run(tasks: Sequence[Task], threads: int) -> None:
         work()
         return
     with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work) for _ in range(threads)]:
-            done.result()
+        try:
+            for done in [pool.submit(work) for _ in range(threads)]:
+                done.result()
+        finally:  # where the caller interrupts, threads end with the task that they are at
+            left.clear()

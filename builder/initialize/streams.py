@@ -3,7 +3,7 @@
 The state of a chunk's generator is a hash of (init seed, parameter name, chunk number): no other layer, no thread count
 and no order of filling changes a bit (law L2). The hash gives all 624 words of the state (Mersenne Twister MT19937 of
 torch's CPU generator), because `manual_seed` reads 32 bits of its seed and no more: a model of 70 billion values has
-270 thousand chunks, of which some eight pairs would then be copies of each other.
+134 thousand chunks, of which two pairs would then be copies of each other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hashlib import shake_128
 
 import torch
 
-CHUNK = 2**18  # values; fixed, since it is part of what a seed means
+CHUNK = 2**19  # values; fixed, since it is part of what a seed means
 WORDS = 624  # of 32 bits: the state of MT19937
 _FIRST_WORD = 6  # torch keeps each in 64 bits from byte 24 on, behind seed, left, seeded and next
 

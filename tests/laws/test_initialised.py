@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from random_models import models
 
 import builder
+from builder import initial_values, initialise
 from builder.build import materialise, prove
 from builder.initialize import chunks
 from builder.initialize.chunks import cores
-from builder.initialize.fill import initial_values, initialise
 from builder.initialize.streams import CHUNK
 
 LAW = settings(max_examples=200, deadline=None, derandomize=True)

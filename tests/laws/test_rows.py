@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import builder
+from builder import initial_values, initialise
 from builder.build import materialise, prove
 from builder.initialize import chunks, streams
 from builder.initialize.chunks import Piece, fill_pieces, fill_range
 from builder.initialize.draws import fill_of
-from builder.initialize.fill import initial_values, initialise
 from builder.initialize.streams import CHUNK
 
 LAYERS = {
@@ -195,7 +195,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 import builder
-from builder.initialize.fill import initialise
+from builder import initialise
 
 folder, rank = sys.argv[1], int(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_models import SMALL
 
 import builder
 from builder.build import proof_of
@@ -14,17 +15,34 @@ from builder.source import class_name
 FILES = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
 
 RUN = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-import saved
-name = sys.argv[2]
-inputs, state = torch.load(sys.argv[1] + "/data.pt")
-model = getattr(saved, name)()
-model.load_state_dict(state)
-model.eval()
-torch.save(model(**inputs), sys.argv[1] + "/out.pt")
+import importlib.util, pathlib, sys, torch
+for folder in map(pathlib.Path, sys.argv[1:]):
+    made = importlib.util.spec_from_file_location(folder.name, folder / "saved.py")
+    saved = importlib.util.module_from_spec(made)
+    made.loader.exec_module(saved)
+    inputs, state, name = torch.load(folder / "data.pt")
+    model = getattr(saved, name)()
+    model.load_state_dict(state)
+    torch.save(model.eval()(**inputs), folder / "out.pt")
 assert "builder" not in sys.modules
 """
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """For each model file: what the built model gives, and what its saved source gives in a fresh interpreter."""
+    expected, folders = {}, {}
+    for file in FILES:
+        model = builder.build(file, args=SMALL.get(file.stem, {}), seed=1).eval()
+        inputs = inputs_of(model)
+        folders[file] = tmp_path_factory.mktemp(file.stem)
+        (folders[file] / "saved.py").write_text(builder.code(file, args=SMALL.get(file.stem, {})))
+        torch.save((inputs, model.state_dict(), class_name(file.stem)), folders[file] / "data.pt")
+        expected[file] = model(**inputs)
+    command = [sys.executable, "-c", RUN, *map(str, folders.values())]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folders[FILES[0]], timeout=300)
+    assert done.returncode == 0, done.stderr
+    return {file: (expected[file], torch.load(folders[file] / "out.pt")) for file in FILES}
 
 
 def inputs_of(model, batch=2, length=5):
@@ -43,20 +61,14 @@ def inputs_of(model, batch=2, length=5):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_saved_source_gives_the_same_bits_without_builder(file, tmp_path, small):
-    model = builder.build(file, args=small(file), seed=1).eval()
-    inputs = inputs_of(model)
-    (tmp_path / "saved.py").write_text(builder.code(file, args=small(file)))
-    torch.save((inputs, model.state_dict()), tmp_path / "data.pt")
-    command = [sys.executable, "-c", RUN, str(tmp_path), class_name(file.stem)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), model(**inputs), rtol=0, atol=0)
+def test_saved_source_gives_the_same_bits_without_builder(alone, file):
+    expected, found = alone[file]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_table_state_dict_and_attribute_path_are_one_name(file, small):
-    model = builder.build(file, args=small(file))
+def test_table_state_dict_and_attribute_path_are_one_name(file):
+    model = builder.build(file, args=SMALL.get(file.stem, {}))
     table = builder.parameters(model)
     saved = {row.name for row in table if row.persistent}
     assert saved == set(model.state_dict())

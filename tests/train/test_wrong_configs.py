@@ -68,11 +68,11 @@ PARAMETER = "+model.layers.w={kind:Parameter,shape:[10]}"
             id="unknown name in forward",
         ),
         pytest.param(
-            ["+init.x={match:'encoder.*',policy:zeros}"], "init.x:", "matches no parameter", "the model has: fc1.weight",
+            ["+init.x={match:'encoder.*',policy:zeros}"], "init.x (init=model):", "matches no parameter", "the model has: fc1.weight",
             id="an init rule that matches nothing",
         ),
         pytest.param(
-            ["+init.x={match:'head.*',policy:kaimng_uniform}"], "init.x.policy:", "unknown policy 'kaimng_uniform'",
+            ["+init.x={match:'head.*',policy:kaimng_uniform}"], "init.x.policy (init=model):", "unknown policy 'kaimng_uniform'",
             "did you mean 'kaiming_uniform'?", id="unknown policy",
         ),
         pytest.param(
