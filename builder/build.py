@@ -19,16 +19,16 @@ from builder.errors import BuilderError, Problem, did_you_mean, raise_all
 from builder.expand import Expansion, expand
 from builder.freeze import FreezePlan, plan_freeze
 from builder.freeze import freeze as freeze_module
-from builder.initialize.fill import fill_buffers, initialised, remember
+from builder.initialize.fill import check_seed, fill_buffers, initialised, remember
 from builder.initialize.lsuv import refuse_without_batch, rescale
 from builder.initialize.plan import Decision, Surroundings, plan_init
 from builder.initialize.pretrained import PretrainedReport, merged
 from builder.load import Loaded, Places, Source, load
-from builder.module import Entry, buffer_entries, check_kinds, construct, entries, on_meta
+from builder.module import Entry, buffer_entries, carried, check_kinds, check_sizes, construct, entries, on_meta
 from builder.names import Selector
 from builder.owners import owners
 from builder.policies import POLICIES, is_function
-from builder.shapes import check_shapes
+from builder.shapes import check_batch, check_shapes, raise_from_forward
 from builder.source import ModelSource, render
 from builder.spec import FreezeRule, InitRule, problems_of
 from builder.tie import check_ties, hold
@@ -114,7 +114,7 @@ def prove(
     loaded.refuse(problems)
     assert untied is not None, "source without problems"
     apart = construct(loaded, untied, expansion.args, on_meta)
-    loaded.refuse(check_ties(loaded.spec, apart))
+    loaded.refuse(check_ties(loaded.spec, apart) or check_sizes(apart, expansion))
     resolved = owners(loaded.spec.tie)[0]
     ties = {name: tie.source for name, tie in resolved.items()}
     frozen, freeze_problems = plan_freeze(
@@ -197,25 +197,69 @@ def build(
         batch: The model's inputs, for a policy that looks at data (`lsuv`): a tensor, a tuple, or a mapping by name.
 
     Raises:
-        BuilderError: The model is refused, before memory is allocated.
+        BuilderError: The model, the device or the batch is refused, before memory is allocated.
     """
+    _check_device(device)
     proof = prove(source, args=args, init=init, freeze=freeze, allow=allow)
-    if batch is None:
+    inputs = None if batch is None else _inputs(proof, batch)
+    if inputs is None:
         refuse_without_batch(proof.decisions)
     module = materialise(proof, seed=seed, rng=rng, device="meta" if _is_meta(device) else None)
-    if batch is not None and not _is_meta(device):
-        rescale(module, proof.decisions, proof.parameters, lambda: _forward(module, batch))
+    if inputs is not None and not _is_meta(device):
+        rescale(module, proof.decisions, proof.parameters, lambda: _forward(module, inputs, proof))
     return module if device is None else module.to(device)
+
+
+def _check_device(device: str | torch.device | None) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as err:  # an unknown name; one of which this torch has none
+        problem = Problem("device", f"{device!r}: {str(err).splitlines()[0]}", "give cpu, cuda, cuda:0 or meta")
+        raise BuilderError("build", [problem]) from err
 
 
 def _is_meta(device: str | torch.device | None) -> bool:
     return device is not None and torch.device(device).type == "meta"
 
 
-def _forward(module: nn.Module, batch: Batch) -> object:
-    if isinstance(batch, Mapping):
-        return module(**batch)
-    return module(*(batch if isinstance(batch, tuple | list) else (batch,)))
+def _inputs(proof: Proof, batch: torch.Tensor | Sequence[torch.Tensor] | Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The tensors of a batch under the names of the model's inputs.
+
+    Raises:
+        BuilderError: A name that the model has not, one that is missing, or a shape or range that is not as declared.
+    """
+    declared = proof.loaded.spec.inputs
+    if isinstance(batch, torch.Tensor):
+        batch = (batch,)
+    given = dict(batch) if isinstance(batch, Mapping) else dict(zip(declared, batch, strict=False))
+    problems = [
+        Problem(f"batch.{name}", f"the model has no input {name!r}", did_you_mean(name, declared))
+        for name in given
+        if name not in declared
+    ]
+    if not isinstance(batch, Mapping) and len(batch) > len(declared):
+        what = f"has {len(batch)} parts, and the model {len(declared)} inputs: {', '.join(declared)}"
+        problems.append(Problem("batch", what, "give each input once, in order or by name"))
+    problems += [
+        Problem("batch", f"lacks the input {name!r}", "give each input once, in order or by name")
+        for name, spec in declared.items()
+        if name not in given and not spec.is_optional
+    ]
+    for name, value in given.items():
+        if name in declared and not isinstance(value, torch.Tensor) and not declared[name].is_plain:
+            problems.append(Problem(f"batch.{name}", f"is a {type(value).__name__}", "give a tensor"))
+        elif name in declared and isinstance(value, torch.Tensor):
+            problems += check_batch(proof.expansion, name, declared[name], value)
+    proof.loaded.refuse(problems)
+    return given
+
+
+def _forward(module: nn.Module, inputs: Mapping[str, Any], proof: Proof) -> object:
+    try:
+        return module(**inputs)
+    except Exception as err:
+        raise_from_forward(err, proof.loaded, proof.source, module)
+        raise
 
 
 def materialise(
@@ -224,8 +268,7 @@ def materialise(
     """The module of a proof, with memory and initial values."""
     if rng not in ("keyed", "torch"):
         raise BuilderError("build", [Problem("rng", f"unknown rng {rng!r}", "known: keyed, torch")])
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise BuilderError("build", [Problem("init_seed", f"seed {seed!r}", "a whole number, zero or more")])
+    check_seed(seed)
 
     def make(context: Callable[[], AbstractContextManager[Any]]) -> nn.Module:
         return construct(proof.loaded, proof.source, proof.expansion.args, context)
@@ -247,11 +290,8 @@ def proof_of(module: nn.Module) -> Proof:
     Raises:
         BuilderError: The module was not built by builder.
     """
-    proof = module.__dict__.get("_builder_proof")
-    if not isinstance(proof, Proof):
-        raise BuilderError(
-            "module", [Problem(type(module).__name__, "was not built by builder", "build it with builder.build(...)")]
-        )
+    proof = carried(module)
+    assert isinstance(proof, Proof), "materialise gives a module its proof"
     return proof
 
 
@@ -283,6 +323,7 @@ def _rules(rules: Mapping[str, Any], kind: type[Rule], section: str) -> dict[str
         try:
             found[name] = kind.model_validate(rule)
         except ValidationError as err:
-            problems += [Problem(f"{section}.{name}.{p.address}", p.what, p.hint) for p in problems_of(err, kind)]
+            found_here = [(p.address if p.address != "model" else "", p) for p in problems_of(err, kind)]
+            problems += [Problem(f"{section}.{name}.{at}".rstrip("."), p.what, p.hint) for at, p in found_here]
     raise_all(section, problems)
     return found

@@ -12,15 +12,18 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from builder.build import proof_of
 from builder.errors import BuilderError, Problem, did_you_mean, raise_all
-from builder.initialize.checkpoints import open_checkpoint
-from builder.initialize.tensor_file import Checkpoint, CheckpointError
+from builder.initialize.files.checkpoints import open_checkpoint
+from builder.initialize.files.tensor_file import Checkpoint, CheckpointError
+from builder.initialize.shards import is_shard
 from builder.owners import owners
 from builder.table import as_data, parameters
 from builder.verify import verify
@@ -31,47 +34,70 @@ WEIGHTS = "weights.safetensors"
 def save(module: nn.Module, directory: str | Path) -> None:
     """Writes a built module as `weights.safetensors`, `model.py` and `parameters.json`.
 
+    Of a sharded module every process calls it; its parts are gathered, and the first process writes.
+
     Args:
         module: A built module.
         directory: Where the files go; it is made if it is missing.
 
     Raises:
-        BuilderError: The module was not built by builder, is not what its model file says any more (see `verify`), or
-            has tensors of another dtype than its source would make.
+        BuilderError: The module was not built by builder, is not what its model file says any more (see `verify`), has
+            other tensors than its source would make, or the files cannot be written there.
     """
     proof = proof_of(module)
     declared = proof.meta.state_dict()
-    raise_all(
-        f"export of {proof.source.class_name}",
-        [
-            Problem(name, f"is {tensor.dtype}, and the source makes {declared[name].dtype}", "convert it after export")
-            for name, tensor in module.state_dict().items()
-            if name in declared and tensor.dtype != declared[name].dtype
-        ],
-    )
+    other = [
+        Problem(name, f"is {tensor.dtype}, and the source makes {declared[name].dtype}", "convert it after export")
+        for name, tensor in module.state_dict().items()
+        if name in declared and tensor.dtype != declared[name].dtype
+    ]
+    raise_all(f"export of {proof.source.class_name}", [*_changed(module, declared), *other])
+    table = json.dumps(as_data(parameters(module)), indent=2) + "\n"
     directory = Path(directory)
     save_weights(module, directory / WEIGHTS)
-    _write_text(directory / "model.py", proof.source.text)
-    _write_text(directory / "parameters.json", json.dumps(as_data(parameters(module)), indent=2) + "\n")
+    if is_first_process():
+        write_text(directory / "model.py", proof.source.text)
+        write_text(directory / "parameters.json", table)
 
 
 def save_weights(module: nn.Module, file: str | Path) -> None:
     """Writes the parameters and persistent buffers of a built module as safetensors, a tie once.
 
-    The metadata holds the class name (`model`) and the ties (`ties`, JSON: name → source and transpose).
+    The metadata holds the class name (`model`) and the ties (`ties`, JSON: name → source and transpose). Of a sharded
+    module every process calls it; its parts are gathered one tensor at a time, and the first process writes.
 
     Raises:
-        BuilderError: The module was not built by builder, is not what its model file says any more (see `verify`),
-            holds only a part of a tensor, or has a tie that its file does not declare.
+        BuilderError: The module was not built by builder, is not what its model file says any more (see `verify`), has
+            other tensors than its source would make, a tie that its file does not declare, or cannot be written there.
     """
-    verify(module)
     proof = proof_of(module)
+    subject = f"export of {proof.source.class_name}"
+    raise_all(subject, _changed(module, proof.meta.state_dict()))
+    verify(module)
     tensors = {name: tensor for name, tensor in module.state_dict().items() if name not in proof.ties}
-    raise_all(f"export of {proof.source.class_name}", [*_sharded(tensors), *_shared(tensors)])
+    raise_all(subject, _shared(tensors))
     ties = {name: tie.model_dump() for name, tie in owners(proof.loaded.spec.tie)[0].items()}
     metadata = {"format": "pt", "model": proof.source.class_name, "ties": json.dumps(ties)}
-    packed = {name: _packed(tensor) for name, tensor in tensors.items()}
-    _write_whole(Path(file), lambda part: save_file(packed, part, metadata))
+    sharded = is_sharded(module)
+    packed = {}
+    for name, tensor in tensors.items():
+        whole = tensor.full_tensor() if is_shard(tensor) else tensor
+        if not sharded or is_first_process():
+            packed[name] = _packed(whole)
+    if packed:
+        write_whole(Path(file), lambda part: save_file(packed, part, metadata))
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether a process holds only a part of some tensor of a module, so that all have to take part in an export."""
+    return any(map(is_shard, module.state_dict().values()))
+
+
+def is_first_process() -> bool:
+    """Whether this is the one process, or the first of several."""
+    return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or (
+        torch.distributed.get_rank() == 0
+    )
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:
@@ -107,20 +133,28 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
 # ---- what may be written -------------------------------------------------------------------------------------------
 
 
-def _sharded(tensors: Mapping[str, torch.Tensor]) -> list[Problem]:
-    return [
-        Problem(name, "is a shard of a tensor", "gather it on one process, then export")
-        for name, tensor in tensors.items()
-        if hasattr(tensor, "full_tensor")
-    ]
+def _changed(module: nn.Module, declared: Mapping[str, torch.Tensor]) -> list[Problem]:
+    """What the exported source would not make: tensors that came, went or have another shape since the build."""
+    found = module.state_dict()
+    hint = "the model file has to declare what is exported"
+    problems = [Problem(name, "is in the module, and its source makes no such tensor", hint) for name in found]
+    problems = [problem for problem in problems if problem.address not in declared]
+    for name, tensor in declared.items():
+        if name not in found:
+            problems.append(Problem(name, "is gone from the module, and its source makes it", hint))
+        elif found[name].shape != tensor.shape:
+            what = f"is {tuple(found[name].shape)}, and the source makes {tuple(tensor.shape)}"
+            problems.append(Problem(name, what, hint))
+    return problems
 
 
-def _shared(tensors: Mapping[str, torch.Tensor]) -> list[Problem]:
+def _shared(tensors: Mapping[str, Any]) -> list[Problem]:
     """Tensors that are one without a tie: written once they would come back as one name, written twice as two."""
     first: dict[tuple[object, ...], str] = {}
     problems = []
     for name, tensor in tensors.items():
-        place = (tensor.device, tensor.data_ptr())
+        local = tensor.to_local() if is_shard(tensor) else tensor
+        place = (local.device, local.data_ptr() if local.numel() else name)
         if tensor.numel() and place in first:
             hint = f"declare tie: {{{name}: {first[place]}}}, or give it values of its own"
             problems.append(Problem(name, f"shares memory with {first[place]!r}, and no tie says so", hint))
@@ -134,21 +168,32 @@ def _packed(tensor: torch.Tensor) -> torch.Tensor:
     return packed.clone() if packed.untyped_storage().nbytes() != packed.nbytes else packed
 
 
-def _write_text(file: Path, text: str) -> None:
-    _write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
+def write_text(file: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def _write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside a file's place and puts it there whole, so that whoever reads it sees all of it or the old one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+def write_whole(file: Path, write: Callable[[Path], object]) -> None:
+    """Writes beside a file's place and puts it there whole, so that whoever reads it sees all of it or the old one.
+
+    Raises:
+        BuilderError: It cannot be written there.
+    """
     part = file.with_name(f".{file.name}.part")
     try:
-        write(part)
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(part)
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as err:
+        said = getattr(err, "strerror", None) or str(err)
+        raise BuilderError(
+            "export", [Problem(str(file), f"cannot be written: {said}", "choose another place")]
+        ) from err
 
 
 # ---- what may be read ----------------------------------------------------------------------------------------------

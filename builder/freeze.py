@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -172,6 +172,7 @@ def plan_freeze(
         problems += wrong
         held[name] = {} if wrong else found
     problems += _redundant(held, outside)
+    problems = [replace(p, outside=p.address.split(".")[1] in outside) for p in problems]
     by_kind: dict[str, dict[str, tuple[Hold, ...]]] = {"parameter": {}, "module": {}}
     for found in held.values():
         for (kind, key), hold in found.items():

@@ -79,6 +79,7 @@ class Holding:
         self._times = plan.times("epoch"), plan.times("step")
         self.is_scheduled = any(self._times)
         self._phase: tuple[int, int] | None = None
+        self._switched: tuple[int, int] | None = None  # the last switch, where the optimizer's state does not tell
         self._spans: dict[str, Spans] = {}
         self._evals: dict[str, nn.Module] = {}
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -121,7 +122,7 @@ class Holding:
     def _switch(self, epoch: int, step: int) -> None:
         if self.is_scheduled and is_idle(self._plan, epoch, step):
             raise_all("freeze", [idle_problem(self._plan, epoch, step)])
-        before = self._optimizer.param_groups[0].get(SWITCHED)
+        before = self._optimizer.param_groups[0].get(SWITCHED, self._switched)
         for name, parameter in self._parameters.items():
             spans = self._plan.spans(name, epoch, step)
             whole = self._plan.is_whole(name, spans)
@@ -132,6 +133,7 @@ class Holding:
                     self._join_fused(parameter)
             parameter.requires_grad_(not whole)
             self._spans[name] = () if whole else spans
+        self._switched = epoch, step
         if self.is_scheduled:
             for group in self._optimizer.param_groups:
                 group[SWITCHED] = [epoch, step]

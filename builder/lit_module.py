@@ -20,11 +20,12 @@ from builder.build import Proof, materialise, proof_of, prove
 from builder.config import unresolved
 from builder.errors import Problem, did_you_mean, raise_all
 from builder.freeze import check_joint_state, check_something_trains
-from builder.groups import Group, check_saved_groups, parameter_groups, plan_groups
+from builder.groups import Group, parameter_groups, plan_groups
 from builder.hold import Holding, hold_frozen
 from builder.initialize.lsuv import refuse_without_batch, rescale
 from builder.load import Places
 from builder.optim import check_optimizer, check_scheduler, make_optimizer, make_scheduler
+from builder.resume import check_training
 from builder.task import Batch, Task, read_task
 
 
@@ -109,16 +110,21 @@ class LitModule(pl.LightningModule):
         """Restores the states of torch's generators where training goes on from a checkpoint.
 
         Raises:
-            BuilderError: The checkpoint's optimizer had other groups.
+            BuilderError: The checkpoint's optimizer or scheduler is not that of the config.
         """
         states = checkpoint.get("rng_states", {})
         if self.trainer.training:
-            saved: Mapping[str, Any] = next(iter(checkpoint.get("optimizer_states", [])), {})
-            raise_all("config", check_saved_groups(saved.get("param_groups", []), self.groups))
+            raise_all("config", self.check_resume(checkpoint))
         if self.trainer.training and states:
             torch.set_rng_state(states["cpu"].cpu())
             if len(states["cuda"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+
+    def check_resume(self, checkpoint: Mapping[str, Any]) -> list[Problem]:
+        """What keeps the training from going on from a checkpoint: another optimizer or scheduler."""
+        optimizer = make_optimizer(self._optimizer, parameter_groups(self.groups, self.model))
+        scheduler = make_scheduler(self._scheduler, optimizer)["scheduler"] if self._scheduler else None
+        return check_training(checkpoint, self.groups, optimizer, scheduler, self._scheduler)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters, and the scheduler if there is one."""

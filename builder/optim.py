@@ -28,7 +28,7 @@ SCHEDULERS: dict[str, type[lr_scheduler.LRScheduler]] = {
     if inspect.isclass(value) and issubclass(value, lr_scheduler.LRScheduler) and value is not lr_scheduler.LRScheduler
 }
 GROUPS = "groups"  # the key under which an optimizer's config has rules for its groups
-_NUMBERS = {"lr", "lr_scale", "weight_decay", "momentum", "eps", "gamma", "max_lr", "base_lr"}
+_NUMBERS = {"lr", "lr_scale", "weight_decay", "momentum", "eps", "gamma", "max_lr", "base_lr", "min_lr", "eta_min"}
 _LIGHTNING_KEYS = {"interval", "frequency", "monitor"}  # what Lightning, not the scheduler, is told
 
 
@@ -54,6 +54,10 @@ def check_scheduler(
     if config.get("interval", "epoch") not in ("epoch", "step"):
         what = f"unknown interval {config['interval']!r}"
         problems.append(Problem("scheduler.interval", what, did_you_mean(config["interval"], ["epoch", "step"])))
+    if config.get("eta_min") and len({settings.get("lr") for settings in groups}) > 1:
+        what = f"eta_min is {config['eta_min']}, one rate for all groups, and the groups have rates of their own"
+        hint = "a group below it would rise to it, and none would keep its proportion; give eta_min: 0"
+        problems.append(Problem("scheduler.eta_min", what, hint))
     if _is_plateau(config) and not config.get("monitor"):
         problems.append(Problem("scheduler.monitor", "is missing", "name what it watches: scheduler.monitor=val/loss"))
     return problems or _rehearsed("scheduler", optimizer, config, groups)
@@ -112,8 +116,22 @@ def _check(
         if key not in allowed:
             problems.append(Problem(address, f"{name} has no argument {key!r}", did_you_mean(key, allowed, most=20)))
         else:
-            problems += check_number(address, key, value)
+            problems += check_value(address, key, value, parameters[key].default if key in parameters else None)
     return problems
+
+
+def check_value(address: str, key: str, value: Any, default: Any) -> list[Problem]:
+    """What is wrong with the value of an argument, seen by itself: a number out of range, text for a switch.
+
+    Args:
+        address: Where it stands.
+        key: The argument's name.
+        value: What it is given.
+        default: What it is without; true or false makes it a switch.
+    """
+    if isinstance(default, bool) and not isinstance(value, bool):
+        return [Problem(address, f"{key} is true or false, got {value!r}", "write true or false")]
+    return check_number(address, key, value)
 
 
 def check_number(address: str, key: str, value: Any) -> list[Problem]:
@@ -142,14 +160,13 @@ def make_scheduler(config: Mapping[str, Any], optimizer: torch.optim.Optimizer) 
     """The scheduler of a checked config, with what Lightning is told of it.
 
     A group keeps its proportion to the optimizer's learning rate: most schedulers multiply what each group has; of the
-    two that set rates of their own, OneCycleLR and CyclicLR, each group gets its share.
+    rates that OneCycleLR, CyclicLR and ReduceLROnPlateau (`min_lr`) name themselves, each group gets its share.
     """
     name = str(config["_target_"]).rpartition(".")[2]
     arguments = {key: value for key, value in config.items() if key not in {"_target_", *_LIGHTNING_KEYS}}
-    if name in ("OneCycleLR", "CyclicLR"):
-        shares = _shares(optimizer)
-        for key in {"max_lr", "base_lr"} & set(arguments):
-            arguments[key] = [arguments[key] * share for share in shares]
+    if name in ("OneCycleLR", "CyclicLR", "ReduceLROnPlateau"):
+        for key in {"max_lr", "base_lr", "min_lr"} & {key for key in arguments if arguments[key]}:
+            arguments[key] = [arguments[key] * share for share in _shares(optimizer)]
     make: Any = SCHEDULERS[name]
     told = {key: value for key, value in config.items() if key in _LIGHTNING_KEYS}
     return {"scheduler": make(optimizer, **arguments), **told}

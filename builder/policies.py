@@ -6,6 +6,8 @@ A name with a dot is a function of the user's own, under a prefix that the calle
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,9 +112,9 @@ def check_policy(name: object, arguments: Mapping[str, Any], address: str) -> li
     for key, value in arguments.items():
         if key in known:
             problems += _check_argument(str(name), key, value, f"{address}.{key}")
-    if name == "trunc_normal" and not problems:
+    if name in ("trunc_normal", "uniform") and not problems:
         low, high = ({**known, **arguments}[key] for key in ("a", "b"))
-        if low >= high:
+        if low > high or (low == high and name == "trunc_normal"):
             problems.append(Problem(f"{address}.a", f"no value is from {low} to {high}", "a is below b"))
     return problems
 
@@ -128,9 +130,12 @@ def _check_argument(policy: str, key: str, value: Any, address: str) -> list[Pro
         return [] if isinstance(value, kind) else [Problem(address, f"got {value!r}", f"write {key}: {example}")]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return [Problem(address, f"{key} is a number, got {value!r}", "write 0.02, not text or a bool")]
-    if value != value or value in (float("inf"), float("-inf")):
-        return [Problem(address, f"{key} is {value}", "give a finite number")]
-    low, high, words = _LIMITS.get(key, (float("-inf"), float("inf"), ""))
+    if not -sys.float_info.max <= value <= sys.float_info.max:  # an int may be larger; nan is in no order
+        shown = value if isinstance(value, float) else "a whole number of more than 308 digits"
+        return [Problem(address, f"{key} is {shown}", "give a finite number")]
+    if key in _WHOLE and not isinstance(value, int):
+        return [Problem(address, f"{policy}: {key} is {value}", f"{key} is a whole number")]
+    low, high, words = _LIMITS.get(f"{policy}.{key}", _LIMITS.get(key, (-math.inf, math.inf, "")))
     return [] if low <= value <= high else [Problem(address, f"{policy}: {key} is {value}", f"{key} is {words}")]
 
 
@@ -139,10 +144,13 @@ _WRITTEN: dict[str, tuple[type, str]] = {
     "transpose": (bool, "true"),
     "value": (str, "=where(abs(u) >= 5, u, 0), with draws: {u: {policy: uniform, a: -10, b: 10}}"),
 }
-_LIMITS: dict[str, tuple[float, float, str]] = {
-    "std": (0.0, float("inf"), "zero or more"),
+_WHOLE = frozenset({"groups", "iterations"})
+_LIMITS: dict[str, tuple[float, float, str]] = {  # by argument, or by policy and argument
+    "std": (0.0, math.inf, "zero or more"),
+    "lsuv.std": (1e-6, math.inf, "above zero: a layer's output is scaled to it"),
+    "gain": (0.0, math.inf, "zero or more"),
     "sparsity": (0.0, 1.0, "from 0 to 1"),
-    "groups": (1, float("inf"), "one or more"),
+    "groups": (1, math.inf, "one or more"),
     "tolerance": (1e-6, 1.0, "above zero, to 1"),
     "iterations": (1, 1000, "from 1 to 1000"),
 }

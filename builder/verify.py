@@ -7,6 +7,7 @@ hold, and what was frozen is still frozen.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from torch import nn
 
@@ -18,15 +19,21 @@ def verify(module: nn.Module) -> None:
     """Checks that a built module still is what its model file says, whatever it went through.
 
     Args:
-        module: A built module, or one that holds it (a LightningModule, a compiled or data-parallel module).
+        module: A built module, or one that holds it (a LightningModule, a compiled or data-parallel module); of
+            several built ones that it holds, each is checked and addressed by its path.
 
     Raises:
         BuilderError: It was not built by builder; a parameter or buffer has no memory, a tie has parted, or a frozen
             parameter requires a gradient.
     """
-    built = next((part for part in module.modules() if "_builder_proof" in part.__dict__), module)
-    proof = carried(built)
-    check_module(built, proof.ties, proof.frozen)
+    built = {path: part for path, part in module.named_modules() if "_builder_proof" in part.__dict__}
+    problems = []
+    for path, part in built.items() or [("", module)]:
+        proof = carried(part)
+        prefix = f"{path}." if path and len(built) > 1 else ""
+        found = _broken(part, proof.ties, proof.frozen)
+        problems += [replace(problem, address=f"{prefix}{problem.address}") for problem in found]
+    raise_all("module", problems)
 
 
 def check_module(module: nn.Module, ties: Mapping[str, str], frozen: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from builder.initialize.mup import mup_fill
 from builder.initialize.plan import Decision
 from builder.initialize.pretrained_values import fill as pretrained_fill
 from builder.module import Entry
-from builder.policies import is_function
+from builder.policies import is_function, is_own
 
 
 def fill_for(
@@ -43,17 +43,17 @@ def fill_for(
             assert fill is not None, f"{entry.name} has a default that is not known"
             return fill, entry.name
         case "expression":
-            return expression_fill(arguments, arguments["args"], shape), entry.name
+            return expression_fill(arguments, arguments["args"], shape, decision.rule, entry.name), entry.name
         case "copy":
             return _copy(entry, plan, parameters, module, seed), entry.name
         case "pretrained":
-            return pretrained_fill(arguments, shape), entry.name
+            return _pretrained(entry, plan, parameters, module, seed), entry.name
         case "mup":
             return mup_fill(arguments, module.get_submodule(entry.owner), entry), entry.name
         case "lsuv":
             return fill_of("orthogonal", {}, shape), entry.name
         case policy if is_function(policy):
-            return function_fill(policy, arguments), entry.name
+            return function_fill(policy, arguments, decision.rule, entry.name), entry.name
     return fill_of(decision.policy, arguments, shape, decision.axes), entry.name
 
 
@@ -75,11 +75,46 @@ def _copy(
     return Fill(draw, whole=True)
 
 
+def _pretrained(
+    entry: Entry, plan: Mapping[str, Decision], parameters: Mapping[str, Entry], module: nn.Module, seed: int | None
+) -> Fill:
+    """Values from a file; where that leaves rows to the rule below, over those that this rule gives."""
+    decision = plan[entry.name]
+    over = pretrained_fill(decision.arguments, entry.shape)
+    below = decision.below
+    if below is None or (seed is None and is_drawn_by_source(entry, below)):
+        return over
+    alone = {**plan, entry.name: below}
+    drawn, stream = fill_for(entry, alone, parameters, module, seed)
+    under = keeping_padding(drawn, entry, alone, module)
+
+    def draw(part: torch.Tensor, generator: torch.Generator | None, start: int) -> None:
+        if over.whole and not under.whole and seed is not None:  # in chunks, as it would be drawn alone
+            fill_range(part, under, seed, stream, entry.shape)
+        else:
+            under.draw(part, generator, start)
+        over.draw(part, generator, start)
+
+    return Fill(draw, whole=over.whole or under.whole)
+
+
+def is_drawn_by_source(entry: Entry, decision: Decision) -> bool:
+    """Whether the generated source itself gives a parameter its values when it runs with memory."""
+    inline = entry.kind == "Parameter" and decision.rule.endswith(f"{entry.instance.address}.init")
+    return decision.policy == "default" or (inline and not is_own(decision.policy))
+
+
 def keeping_padding(fill: Fill, entry: Entry, plan: Mapping[str, Decision], module: nn.Module) -> Fill:
     """The fill of a parameter with the row of a `padding_idx` kept at zero, unless its policy names its own values."""
-    owner = module.get_submodule(entry.owner)
-    row = owner.padding_idx if isinstance(owner, nn.Embedding | nn.EmbeddingBag) else None
-    if row is None or plan[entry.name].policy in ("values", "empty", "pretrained"):
+    row = padding_row(entry, plan[entry.name], module)
+    if row is None:
         return fill
     width = prod(entry.shape[1:])
     return zeroed(fill, row * width, (row + 1) * width)
+
+
+def padding_row(entry: Entry, decision: Decision, module: nn.Module) -> int | None:
+    """The row of a parameter that is kept at zero, if its layer has a `padding_idx` and its policy no values for it."""
+    owner = module.get_submodule(entry.owner)
+    row = owner.padding_idx if isinstance(owner, nn.Embedding | nn.EmbeddingBag) else None
+    return None if row is None or decision.policy in ("values", "empty", "pretrained") else int(row)

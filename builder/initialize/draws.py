@@ -129,7 +129,7 @@ def zeroed(fill: Fill, first: int, last: int) -> Fill:
 
 
 def _uniform(a: float, b: float) -> Fill:
-    return Fill(lambda part, generator, start: part.uniform_(a, b, generator=generator))
+    return Fill(_in_float32(lambda part, generator, start: part.uniform_(a, b, generator=generator)))
 
 
 def _normal(mean: float, std: float) -> Fill:
@@ -137,7 +137,10 @@ def _normal(mean: float, std: float) -> Fill:
 
 
 def _in_float32(draw: Draw) -> Draw:
-    """Half precision by way of float32; not from the global generator, of which torch's own bits are asked."""
+    """Half precision by way of float32, for torch has no such draw, or a biased one (the mean of a bfloat16 uniform).
+
+    Not from the global generator, of which torch's own bits are asked.
+    """
 
     def through(part: torch.Tensor, generator: torch.Generator | None, start: int) -> None:
         if generator is None or part.dtype not in (torch.float16, torch.bfloat16):
@@ -186,7 +189,8 @@ def _redraw(
         return values, np.logical_or(outside, np.greater(values, high), out=outside)
 
     kind = np.float64 if piece.dtype == torch.float64 else np.float32
-    low, high = kind(a), kind(b)
+    most = float(np.finfo(kind).max)
+    low, high = (kind(min(max(bound, -most), most)) for bound in (a, b))
     values, outside = drawn(piece)
     places = np.flatnonzero(outside)
     for _ in range(99):

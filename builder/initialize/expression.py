@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from builder.errors import BuilderError, Problem, did_you_mean
 from builder.initialize.draws import Fill, fill_of
-from builder.language import LanguageError, is_expression, names_read, parse_expression
+from builder.language import RESERVED, LanguageError, is_expression, names_read, parse_expression
 from builder.policies import POLICIES, check_policy
 from builder.rendering import Renderer, Scope
 
@@ -30,7 +32,14 @@ ELEMENTWISE = frozenset(
     sqrt square tan tanh where
     """.split()
 )
+MOST_AXES = 8  # i0 to i7 may be read; a parameter that has fewer axes is refused by `fits`
 _DRAWS = frozenset({"uniform", "normal", "trunc_normal"})
+_NUMBERS = frozenset({"float", "int", "min", "max", "len"})  # functions of plain arguments
+_INDEX = re.compile(r"i\d+")
+_CONSTANTS = frozenset({"pi", "inf"})
+_TAKEN = RESERVED | ELEMENTWISE | _NUMBERS | _CONSTANTS
+_ONE_EACH = "compute one number for each value of the parameter"
+_CHOICES = "for values that differ write where, minimum, maximum, logical_and, logical_or"
 
 
 def check_value(arguments: Mapping[str, Any], scope: Mapping[str, Any], address: str) -> list[Problem]:
@@ -41,7 +50,8 @@ def check_value(arguments: Mapping[str, Any], scope: Mapping[str, Any], address:
         scope: Values of the args that the expression may read.
         address: Of the rule.
     """
-    problems = _check_draws(arguments.get("draws") or {}, scope, f"{address}.draws")
+    draws = arguments.get("draws") or {}
+    problems = _check_draws(draws, scope, f"{address}.draws")
     value = arguments["value"]
     if problems:
         return problems
@@ -49,14 +59,20 @@ def check_value(arguments: Mapping[str, Any], scope: Mapping[str, Any], address:
         if not is_expression(value):
             raise LanguageError(f"{value!r} is not an expression", hint="begin with =, as in =2 * u - 1")
         tree = parse_expression(value)
-        _check_elementwise(tree)
-        _compute(tree, arguments, scope, torch.zeros(2), torch.Generator(), 0, (1, 2))
+        _check_elementwise(tree, draws)
+        _check_names(tree, {*draws, *scope})
+        for size in (2, 3):  # what gives two numbers for two values could still be a list of two
+            given = _compute(tree, arguments, scope, torch.zeros(size), torch.Generator(), 0, (*[1] * MOST_AXES, size))
+            if given.shape not in ((), (size,)):
+                raise LanguageError(f"{value} gives {tuple(given.shape)} numbers for {size} values", hint=_ONE_EACH)
     except LanguageError as err:
         return [Problem(f"{address}.value", err.what, err.hint)]
     except Exception as err:  # torch raises anything for arguments that do not fit a function
         what = f"{value}: {str(err).splitlines()[0] if str(err) else type(err).__name__}"
-        return [Problem(f"{address}.value", what, "compute one number for each value of the parameter")]
-    return []
+        hint = _CHOICES if "Boolean value of Tensor" in str(err) else _ONE_EACH
+        return [Problem(f"{address}.value", what, hint)]
+    unread = sorted(set(draws) - names_read(tree))
+    return [Problem(f"{address}.draws.{name}", f"{value} does not read it", "remove it") for name in unread]
 
 
 def _check_draws(draws: Any, scope: Mapping[str, Any], address: str) -> list[Problem]:
@@ -68,6 +84,8 @@ def _check_draws(draws: Any, scope: Mapping[str, Any], address: str) -> list[Pro
         if not isinstance(given, Mapping) or given.get("policy") not in _DRAWS:
             what = f"got {draw!r}" if not isinstance(given, Mapping) else f"policy {given.get('policy')!r} is no draw"
             problems.append(Problem(f"{address}.{name}", what, did_you_mean("", _DRAWS)))
+        elif not isinstance(name, str) or not name.isidentifier() or name in _TAKEN or _INDEX.fullmatch(name):
+            problems.append(Problem(f"{address}.{name}", f"{name!r} cannot be a draw's name", "use a word as u or v"))
         elif name in scope:
             problems.append(Problem(f"{address}.{name}", f"{name!r} is an argument as well", "use another name"))
         else:
@@ -76,30 +94,53 @@ def _check_draws(draws: Any, scope: Mapping[str, Any], address: str) -> list[Pro
     return problems
 
 
-def _check_elementwise(tree: ast.expr) -> None:
+def _check_elementwise(tree: ast.expr, draws: Mapping[str, Any]) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
-            if name not in ELEMENTWISE | {"float", "int", "min", "max", "len"}:
+            if name not in ELEMENTWISE | _NUMBERS:
                 hint = did_you_mean(name, ELEMENTWISE, most=20)
                 raise LanguageError(f"{name} is not a function of each value alone", node.lineno, hint)
+        if isinstance(node, ast.Subscript) or (isinstance(node, ast.Call) and ast.unparse(node.func) == "len"):
+            whole = node.value if isinstance(node, ast.Subscript) else node
+            if any(name in draws or _INDEX.fullmatch(name) for name in names_read(whole)):
+                what = f"{ast.unparse(node)} is not of each value alone: values are drawn in pieces"
+                raise LanguageError(what, node.lineno, _ONE_EACH)
         elif isinstance(node, ast.ListComp | ast.Attribute | ast.Dict):
             raise LanguageError(
                 f"{ast.unparse(node)}: an init expression is made of numbers and functions", node.lineno
             )
 
 
-def expression_fill(arguments: Mapping[str, Any], scope: Mapping[str, Any], shape: Sequence[int]) -> Fill:
-    """The fill of checked arguments for a parameter of a shape; it refuses values that are not finite."""
+def _check_names(tree: ast.expr, given: Collection[str]) -> None:
+    known = {*given, *_CONSTANTS, *(f"i{axis}" for axis in range(MOST_AXES))}
+    for name in sorted(names_read(tree) - known - ELEMENTWISE - _NUMBERS):
+        hint = did_you_mean(name, {*given, *_CONSTANTS, "i0", "i1", *ELEMENTWISE}, most=20)
+        raise LanguageError(f"unknown name {name!r}", hint=f"{hint}\ndeclare a draw: draws: {{{name}: normal}}")
+
+
+def expression_fill(
+    arguments: Mapping[str, Any], scope: Mapping[str, Any], shape: Sequence[int], rule: str, name: str
+) -> Fill:
+    """The fill of checked arguments for a parameter of a shape; it refuses values that are not finite.
+
+    Args:
+        arguments: `value`, and `draws` by name.
+        scope: Values of the args that the expression may read.
+        shape: Of the parameter.
+        rule: The rule that stands behind it, for messages.
+        name: The parameter's, for messages.
+    """
     tree = parse_expression(arguments["value"])
 
     def draw(part: torch.Tensor, generator: torch.Generator | None, start: int) -> None:
         values = _compute(tree, arguments, scope, part.view(-1), generator, start, shape)
         part.copy_(values.view_as(part) if values.ndim else values)
         if not bool(part.isfinite().all()):
-            where = start + int((~part.view(-1).isfinite()).nonzero()[0, 0])
-            what = f"{arguments['value']} is {part.view(-1)[where - start].item()} at value {where}"
-            raise BuilderError("init", [Problem("expression", what, "keep logarithms, roots and quotients in range")])
+            at = int((~part.view(-1).isfinite()).nonzero()[0, 0])
+            place = ", ".join(str(int(i)) for i in np.unravel_index(start + at, tuple(shape)))
+            what = f"{arguments['value']} is {part.view(-1)[at].item()} at [{place}] of {name!r}"
+            raise BuilderError("init", [Problem(rule, what, "keep logarithms, roots and quotients in range")])
 
     return Fill(draw)
 

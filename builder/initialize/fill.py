@@ -18,16 +18,15 @@ from torch import nn
 from builder.buffers import restore_buffers
 from builder.errors import BuilderError, Problem, did_you_mean
 from builder.initialize.chunks import Piece, fill_pieces, fill_range
-from builder.initialize.dispatch import fill_for, keeping_padding
+from builder.initialize.dispatch import fill_for, is_drawn_by_source, keeping_padding
 from builder.initialize.draws import Fill
 from builder.initialize.lsuv import refuse_without_batch
 from builder.initialize.plan import RESET, Decision
 from builder.initialize.pretrained_values import fill as pretrained_fill
-from builder.initialize.shards import fill_shards, is_shard, mesh_device, refuse_shards
+from builder.initialize.shards import check_shards, fill_shards, is_shard, mesh_device
 from builder.initialize.streams import generator_state, stream_words
 from builder.module import Carried, Entry, carried, parameters_on_meta
 from builder.owners import owners
-from builder.policies import is_own
 from builder.tie import retie
 
 Construct = Callable[[Callable[[], AbstractContextManager[Any]]], nn.Module]
@@ -77,11 +76,7 @@ def _refresh(module: nn.Module) -> None:
 
 
 def fill_module(module: nn.Module, plan: Mapping[str, Decision], parameters: Sequence[Entry], seed: int) -> None:
-    """Fills every parameter of a module that has memory, each from its own stream; of a sharded one, the local part.
-
-    Raises:
-        BuilderError: A shard of a parameter that only its class's own `reset_parameters` can fill.
-    """
+    """Fills every parameter of a module that has memory, each from its own stream; of a sharded one, the local part."""
     by_name = {entry.name: entry for entry in parameters}
     _reset_unknown(module, plan, parameters, seed)
     pieces, shards, copies = [], [], []
@@ -110,7 +105,7 @@ def fill_buffers(module: nn.Module, plan: Mapping[str, Mapping[str, Any]]) -> No
     """
     for name, arguments in plan.items():
         buffer = module.get_buffer(name)
-        values = torch.empty(buffer.shape, dtype=buffer.dtype)
+        values = buffer.detach().cpu().clone(memory_format=torch.contiguous_format)  # some rows of it may be kept
         fill = pretrained_fill(arguments, tuple(buffer.shape))
         with torch.no_grad():
             fill.draw(values if fill.whole else values.view(-1), None, 0)
@@ -133,9 +128,7 @@ def _draw_in_order(module: nn.Module, plan: Mapping[str, Decision], parameters: 
     """Draws what the rules decide from torch's global generator; the rest has its values from the generated source."""
     by_name = {entry.name: entry for entry in parameters}
     for entry in _decided(plan, parameters):
-        decision = plan[entry.name]
-        inline = entry.kind == "Parameter" and decision.rule.endswith(f"{entry.instance.address}.init")
-        if decision.policy != "default" and (not inline or is_own(decision.policy)):
+        if not is_drawn_by_source(entry, plan[entry.name]):
             fill, _ = planned_fill(entry, plan, by_name, module, None)
             with torch.no_grad():
                 fill.draw(module.get_parameter(entry.name).detach(), None, 0)
@@ -144,7 +137,6 @@ def _draw_in_order(module: nn.Module, plan: Mapping[str, Decision], parameters: 
 def _reset_unknown(module: nn.Module, plan: Mapping[str, Decision], parameters: Sequence[Entry], seed: int) -> None:
     """Runs a class's own `reset_parameters` under a generator that starts from the layer's name."""
     reset = [entry for entry in parameters if entry.name in plan and plan[entry.name].policy == RESET]
-    refuse_shards((entry.name, entry.kind, module.get_parameter(entry.name)) for entry in reset)
     for path in sorted({entry.owner for entry in reset}):
         torch.set_rng_state(generator_state(stream_words(seed, path)))
         module.get_submodule(path).reset_parameters()  # type: ignore[operator]
@@ -198,6 +190,11 @@ def initialise(module: nn.Module, seed: int | None = None) -> nn.Module:
     """
     proof, seed = _drawn_from(module, seed)
     refuse_without_batch(proof.decisions)
+    planned = [(entry, proof.decisions[entry.name]) for entry in proof.parameters if entry.name in proof.decisions]
+    check_shards(
+        (entry.name, entry.kind if decision.policy == RESET else None, module.get_parameter(entry.name))
+        for entry, decision in planned
+    )
     with _cpu(), torch.random.fork_rng(devices=[]):
         materialise(module)
         retie(module, proof.ties)
@@ -222,7 +219,7 @@ def initial_values(
         A tensor on the CPU: (rows, ...), in the declared dtype.
 
     Raises:
-        BuilderError: No such parameter or rows; the values are drawn from a stream that cannot be drawn again: by
+        BuilderError: No such parameter, rows or seed; the values are drawn from a stream that cannot be drawn again: by
             `rng: torch`, a class's own `reset_parameters`, or `lsuv`.
     """
     proof, seed = _drawn_from(source, seed)
@@ -246,7 +243,19 @@ def initial_values(
         return fill_range(torch.empty(shape, dtype=dtype), fill, seed, stream, entry.shape, low * prod(entry.shape[1:]))
 
 
+def check_seed(seed: object) -> None:
+    """Refuses what is no init seed.
+
+    Raises:
+        BuilderError: It is not a whole number from 0 to below 2**63.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise BuilderError("init", [Problem("init_seed", f"seed {seed!r}", "a whole number, zero or more")])
+
+
 def _drawn_from(source: nn.Module | Planned, seed: int | None) -> tuple[Planned, int]:
+    if seed is not None:
+        check_seed(seed)
     if not isinstance(source, nn.Module):
         return source, 0 if seed is None else seed
     proof: Planned = carried(source)  # type: ignore[assignment]
@@ -261,7 +270,8 @@ def _checked_rows(name: str, shape: tuple[int, ...], rows: tuple[int, int] | Non
     count = shape[0] if shape else 1
     if rows is None:
         return 0, count
-    if not shape or not 0 <= rows[0] <= rows[1] <= count:
+    whole = isinstance(rows, Sequence) and len(rows) == 2 and all(type(row) is int for row in rows)
+    if not shape or not whole or not 0 <= rows[0] <= rows[1] <= count:
         hint = f"give (first, last + 1), from 0 to {count}" if shape else "leave rows out: it is one number"
         raise BuilderError("init", [Problem(name, f"rows {rows!r} of a parameter of shape {shape}", hint)])
     return rows

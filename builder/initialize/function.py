@@ -32,17 +32,36 @@ def check_function(name: str, arguments: Mapping[str, Any], allow: Sequence[str]
     return []
 
 
-def function_fill(name: str, arguments: Mapping[str, Any]) -> Fill:
-    """The fill of an allowed function; it is refused where it leaves a value unwritten."""
+def function_fill(name: str, arguments: Mapping[str, Any], rule: str, parameter: str) -> Fill:
+    """The fill of an allowed function; it is refused where it raises, leaves a value unwritten or draws elsewhere.
+
+    Args:
+        name: Its dotted name.
+        arguments: What it is called with.
+        rule: The rule that asks for it, for messages.
+        parameter: The name of the parameter, for messages.
+    """
     module_name, _, last = name.rpartition(".")
     function = getattr(importlib.import_module(module_name), last)
 
+    def refused(what: str, hint: str) -> BuilderError:
+        return BuilderError("init", [Problem(rule, f"{name} {what}", hint)])
+
     def draw(tensor: torch.Tensor, generator: torch.Generator | None, start: int) -> None:
         tensor.fill_(float("nan"))
-        function(tensor, generator=generator, **arguments)
+        state = None if generator is None else torch.get_rng_state()
+        try:
+            function(tensor.detach(), generator=generator, **arguments)  # another view: it may be resized or replaced
+        except Exception as err:
+            first = str(err).splitlines()[0] if str(err) else "no message"
+            what = f"raised {type(err).__name__} for {parameter!r} of shape {tuple(tensor.shape)}: {first}"
+            raise refused(what, "mend the function, or its arguments") from err
         left = int((~tensor.isfinite()).sum())
         if left:
-            what = f"left {left} of {tensor.numel()} values unwritten, or not finite"
-            raise BuilderError("init", [Problem(name, what, "write every value of the tensor, in place")])
+            what = f"left {left} of {tensor.numel()} values of {parameter!r} unwritten, or not finite"
+            raise refused(what, "write every value of the tensor, in place")
+        if state is not None and not torch.equal(state, torch.get_rng_state()):
+            what = f"drew {parameter!r} from torch's global generator, so that it depends on what was drawn before"
+            raise refused(what, "pass the generator on, as in tensor.normal_(generator=generator)")
 
     return Fill(draw, whole=True)

@@ -7,22 +7,39 @@ The result depends on the batch; everything else that init promises holds for th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from builder.errors import BuilderError, Problem, raise_all
-from builder.initialize.plan import Decision
 from builder.module import Entry
 from builder.policies import POLICIES
+
+if TYPE_CHECKING:
+    from builder.initialize.plan import Decision
 
 
 def needs_batch(plan: Mapping[str, Decision]) -> list[str]:
     """The parameters that `lsuv` decides."""
     return [name for name, decision in plan.items() if decision.policy == "lsuv"]
+
+
+def check_one_a_layer(plan: Mapping[str, Decision], parameters: Sequence[Entry]) -> list[Problem]:
+    """Refuses `lsuv` for two weights of one layer: its output says nothing of either alone."""
+    weights: dict[str, list[str]] = {}
+    for entry in parameters:
+        if entry.name in plan and plan[entry.name].policy == "lsuv":
+            weights.setdefault(entry.owner, []).append(entry.name)
+    hint = "let the rule match one of them, or use another policy for this layer"
+    return [
+        Problem(plan[names[0]].rule, f"lsuv scales one weight of a layer, and decides {' and '.join(names)}", hint)
+        for names in weights.values()
+        if len(names) > 1
+    ]
 
 
 def refuse_without_batch(plan: Mapping[str, Decision]) -> None:
@@ -53,7 +70,7 @@ def rescale(
     if not needs_batch(plan):
         return {}
     chosen = {entry.owner: entry for entry in parameters if entry.name in set(needs_batch(plan))}
-    with torch.no_grad(), _evaluating(module):
+    with torch.no_grad(), _evaluating(module), _keeping_buffers(module):
         order = _order(module, chosen, forward)
         raise_all(
             "init",
@@ -97,7 +114,8 @@ def _output_std(layer: nn.Module, forward: Callable[[], object]) -> float:
         forward()
     finally:
         handle.remove()
-    return float(torch.cat(outputs).std())
+    values = torch.cat(outputs)
+    return float(values.std()) if values.numel() > 1 else math.nan
 
 
 def _order(module: nn.Module, chosen: Mapping[str, Entry], forward: Callable[[], object]) -> list[str]:
@@ -120,6 +138,17 @@ def _first(output: Any) -> Tensor:
     while not isinstance(output, Tensor):
         output = next(iter(output.values() if isinstance(output, Mapping) else output))
     return output
+
+
+@contextmanager
+def _keeping_buffers(module: nn.Module) -> Iterator[None]:
+    """A context after which the buffers, which forward may update, are as they were."""
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, values in before:
+            buffer.copy_(values)
 
 
 @contextmanager

@@ -7,24 +7,26 @@ fit its parameter are refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
-from builder.errors import Problem, at, did_you_mean
+from builder.errors import Problem, did_you_mean
 from builder.expand import Expansion
 from builder.freeze import check_matches
 from builder.initialize.copy import check_copies
 from builder.initialize.draws import default_fill
 from builder.initialize.expression import check_value
+from builder.initialize.fits import axes_of, check_fit
 from builder.initialize.function import check_function
+from builder.initialize.lsuv import check_one_a_layer
 from builder.initialize.mup import mup_decisions
-from builder.initialize.pretrained import PretrainedReport, resolve
+from builder.initialize.pretrained import PretrainedReport, may_keep, resolve
 from builder.module import Entry
 from builder.names import Selector
-from builder.policies import POLICIES, check_policy, is_function, policy_of
+from builder.policies import POLICIES, check_policy, is_function
 from builder.spec import InitRule, PolicySpec
 
 RESET = "reset_parameters"  # the policy of a class that only its own reset_parameters knows how to fill
@@ -40,6 +42,7 @@ class Decision:
         arguments: The policy's arguments, computed.
         overrides: The rules that this one overrode, nearest last.
         axes: Which axis is fan-in and which fan-out, where the rule or the Parameter says so.
+        below: What decides the rows that this one keeps (`absent: keep` of `pretrained`).
     """
 
     rule: str
@@ -47,6 +50,7 @@ class Decision:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     axes: tuple[str, ...] | None = None
+    below: Decision | None = None
 
 
 @dataclass
@@ -127,10 +131,11 @@ def plan_init(
         if decision is not None:
             decisions[entry.name] = decision
     problems += _dead_rules(rules, layers)
-    problems += check_copies(decisions, {entry.name: entry for entry in parameters})
+    problems += check_copies(decisions, {entry.name: entry for entry in parameters}, module)
+    problems += check_one_a_layer(decisions, owned)
     outside = tuple(f"init.{name}" for name in scheme)
     return decisions, [
-        at(problem, scheme_name if "=" in scheme_name else "given from outside")
+        replace(problem, outside=True)
         if problem.address in outside or problem.address.startswith(tuple(f"{address}." for address in outside))
         else problem
         for problem in dict.fromkeys(problems)
@@ -299,14 +304,28 @@ def _decide(module: nn.Module, entry: Entry, candidates: Sequence[_Candidate]) -
     if winner is None or winner.policy == "default":
         rule = winner.rule if winner else ""
         return _default(module, entry, rule, overrides)
-    problems = [winner.refused[entry.name]] if entry.name in winner.refused else _fits(entry, winner)
     arguments = {**winner.arguments, **winner.own.get(entry.name, {})}
-    return Decision(winner.rule, winner.policy, arguments, overrides, winner.axes or _axes_of(entry)), problems
+    if arguments.get("keeps"):
+        below, problems = _below(module, entry, candidates)
+        return Decision(winner.rule, winner.policy, arguments, overrides, winner.axes, below), problems
+    decision = Decision(winner.rule, winner.policy, arguments, overrides, winner.axes or axes_of(entry))
+    if entry.name in winner.refused:
+        return decision, [winner.refused[entry.name]]
+    dtype = module.get_parameter(entry.name).dtype
+    return decision, check_fit(entry, dtype, winner.policy, arguments, winner.axes, winner.address)
 
 
-def _axes_of(entry: Entry) -> tuple[str, ...] | None:
-    axes = entry.instance.values.get("axes") if entry.kind == "Parameter" else None
-    return tuple(axes) if axes else None
+def _below(module: nn.Module, entry: Entry, candidates: Sequence[_Candidate]) -> tuple[Decision | None, list[Problem]]:
+    """What decides the rows that the last candidate keeps."""
+    address = f"{candidates[-1].address}.rows.absent"
+    below, problems = _decide(module, entry, candidates[:-1])
+    if below is None:
+        what = f"keep: no rule below gives {entry.name!r} values for the rows of absent words"
+        return None, [Problem(address, what, "give it one: init: normal; or write absent: zeros")]
+    if below.policy in (RESET, "lsuv", "copy"):
+        what = f"keep: {entry.name!r} is filled by {below.policy} otherwise, which fills no single rows"
+        problems = [Problem(address, what, "give it another rule below; or write absent: zeros")]
+    return below, problems
 
 
 def _default(
@@ -333,78 +352,10 @@ def _default(
     ]
 
 
-def _fits(entry: Entry, winner: _Candidate) -> list[Problem]:
-    policy = policy_of(winner.policy)
-    shown = f"{winner.policy} cannot fill {entry.name!r} of shape {entry.shape}"
-    if entry.ndim < policy.min_ndim:
-        return [
-            Problem(
-                winner.address,
-                f"{shown}: it needs {policy.min_ndim} dimensions",
-                f"add min_ndim: {policy.min_ndim} to the rule, or use another policy",
-            )
-        ]
-    if policy.max_ndim is not None and entry.ndim > policy.max_ndim:
-        return [
-            Problem(
-                winner.address,
-                f"{shown}: it takes at most {policy.max_ndim} dimensions",
-                f"add max_ndim: {policy.max_ndim} to the rule",
-            )
-        ]
-    if winner.axes is not None and not _are_axes(winner.axes, entry.ndim):
-        what = f"axes {list(winner.axes)!r} for {entry.name!r} of shape {entry.shape}"
-        return [Problem(f"{winner.address}.axes", what, "name each axis: one `in`, one `out`, the others `field`")]
-    if policy.needs_fans and entry.kind == "Parameter" and not (winner.axes or _axes_of(entry)):
-        shown = f"raw Parameter {entry.name!r} of shape {entry.shape}"
-        what = f"{winner.policy} needs fan-in and fan-out, and {shown} does not say which axis is which"
-        return [
-            Problem(winner.address, what, f"give {entry.instance.address} axes: [in, out] (for x @ W), or [out, in]")
-        ]
-    if winner.policy == "lsuv" and entry.kind == "Parameter":
-        what = f"lsuv scales a layer's output, and raw Parameter {entry.name!r} is no layer"
-        return [Problem(winner.address, what, "use another policy, or a Linear")]
-    if winner.policy == "values":
-        return _values_fit(entry, winner)
-    return []
-
-
-def _are_axes(axes: Sequence[str], ndim: int) -> bool:
-    return len(axes) == ndim and axes.count("in") == 1 and axes.count("out") == 1
-
-
-def _values_fit(entry: Entry, winner: _Candidate) -> list[Problem]:
-    shape = _shape_of(winner.arguments["values"])
-    declared = tuple(entry.instance.values["shape"]) if entry.kind == "Parameter" else entry.shape
-    if shape is None:
-        return [
-            Problem(f"{winner.address}.values", "not numbers in even rows", f"give nested lists of shape {declared}")
-        ]
-    if shape != declared:
-        return [
-            Problem(
-                f"{winner.address}.values",
-                f"values of shape {shape} for {entry.name!r} of shape {declared}",
-                "give nested lists of that shape",
-            )
-        ]
-    return []
-
-
-def _shape_of(values: Any) -> tuple[int, ...] | None:
-    """The shape of nested lists of numbers; None where rows differ or something is no number."""
-    if not isinstance(values, list):
-        return () if isinstance(values, int | float) and not isinstance(values, bool) else None
-    inner = {_shape_of(item) for item in values}
-    if len(inner) > 1 or None in inner:
-        return None
-    return (len(values), *(inner.pop() or () if inner else ()))
-
-
 def _dead_rules(rules: Sequence[_Candidate], layers: Mapping[str, Sequence[_Candidate]]) -> list[Problem]:
     problems = []
     for rule in rules:
-        winners = [layers[name][-1] for name in rule.matched]
+        winners = [winner for name in rule.matched for winner in _deciding(layers[name])]
         if not any(winner is rule for winner in winners) and not (
             not rule.outside and any(winner.outside for winner in winners)
         ):
@@ -415,3 +366,11 @@ def _dead_rules(rules: Sequence[_Candidate], layers: Mapping[str, Sequence[_Cand
                 )
             )
     return problems
+
+
+def _deciding(candidates: Sequence[_Candidate]) -> Iterator[_Candidate]:
+    """The last candidate, and those below it for as long as one leaves rows to the next."""
+    for candidate in reversed(candidates):
+        yield candidate
+        if candidate.policy != "pretrained" or not may_keep(candidate.arguments):
+            return

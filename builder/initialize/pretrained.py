@@ -2,7 +2,8 @@
 
 `{policy: pretrained, path: FILE, key: "transformer.{name}"}`. A key is a template: `{name}` is the parameter's dotted
 name, `{1}` what the first `*` of the rule's glob stood for. A list of keys is concatenated along `dim`; `transpose`
-turns an (in, out) matrix; `rows` takes a range of rows, or the row of each word of a vocabulary.
+turns an (in, out) matrix; `rows` takes a range of rows, or the row of each word of a vocabulary. What becomes of words
+that the source lacks is said by `absent`: refuse, zeros, or keep, which is what the rule below would have given them.
 
 Which keys a rule takes is settled from the file's header, before any memory is spent: keys that are not there, shapes
 that do not fit and a rule of which nothing matched are refused. Filling reads no more of the file than it writes, and
@@ -20,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from builder.errors import Problem, did_you_mean
-from builder.initialize.checkpoints import open_checkpoint
+from builder.initialize.files.checkpoints import open_checkpoint
+from builder.initialize.files.tensor_file import Checkpoint, CheckpointError
 from builder.initialize.pretrained_values import RowsError, Source, rows_of
-from builder.initialize.tensor_file import Checkpoint, CheckpointError
 from builder.module import Entry
 
 ARGUMENTS = ("path", "key", "dim", "transpose", "rows", "missing")
@@ -72,6 +73,12 @@ class Resolution:
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     report: PretrainedReport | None = None
     problems: tuple[Problem, ...] = ()
+
+
+def may_keep(arguments: Mapping[str, Any]) -> bool:
+    """Whether a rule leaves the rows of absent words to the rule below it."""
+    rows = arguments.get("rows")
+    return isinstance(rows, Mapping) and rows.get("absent") == "keep"
 
 
 def merged(reports: Iterable[PretrainedReport]) -> list[PretrainedReport]:
@@ -150,8 +157,8 @@ def _check_rows(rows: Any, address: str, *, listed: bool) -> list[Problem]:
     ]
     if not isinstance(rows.get("vocabulary"), str) or not isinstance(rows.get("source", ""), str):
         problems.append(Problem(address, f"got {dict(rows)!r}", remedy))
-    if rows.get("absent", "refuse") not in ("refuse", "zeros"):
-        problems.append(Problem(f"{address}.absent", f"got {rows['absent']!r}", "refuse, or zeros"))
+    if rows.get("absent", "refuse") not in ("refuse", "zeros", "keep"):
+        problems.append(Problem(f"{address}.absent", f"got {rows['absent']!r}", "refuse, zeros, or keep"))
     return problems
 
 
@@ -198,6 +205,7 @@ def resolve(
             "key": list(matched[entry.name]),
             "parameter": entry.name,
             "address": address,
+            "keeps": rows.keep,
         }
         for entry in entries
         if entry.name in matched

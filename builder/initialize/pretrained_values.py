@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from builder.errors import BuilderError, Problem
-from builder.initialize.checkpoints import neighbours, open_checkpoint
 from builder.initialize.draws import Fill
-from builder.initialize.tensor_file import Checkpoint, CheckpointError
-from builder.initialize.word_vectors import read_words
+from builder.initialize.files.checkpoints import neighbours, open_checkpoint
+from builder.initialize.files.tensor_file import Checkpoint, CheckpointError
+from builder.initialize.files.word_vectors import read_words
 
 PIECE = 2**18  # values that are converted at a time
 
@@ -27,7 +27,8 @@ PIECE = 2**18  # values that are converted at a time
 def fill(arguments: Mapping[str, Any], shape: Sequence[int]) -> Fill:
     """The fill of a parameter, from the arguments that `resolve` gave for it.
 
-    It reads the part of the file that it writes, and refuses values that the parameter's dtype cannot hold.
+    It reads the part of the file that it writes, and refuses values that the parameter's dtype cannot hold. With
+    `absent: keep` it leaves the rows of absent words as they are.
 
     Raises:
         BuilderError: The file is no longer what it was when the rule was resolved.
@@ -130,13 +131,19 @@ class Source:
     def draw(self, part: torch.Tensor, generator: torch.Generator | None, start: int) -> None:
         """Writes the values from flat index `start` on into a part of the parameter."""
         if not self.mapped() or not part.is_contiguous():
-            values = self._values(start, start + part.numel())
-            part.copy_(self._converted(values, part.dtype, start).reshape(part.shape))
+            self._write(part, start)
             return
         for low in range(0, part.numel(), PIECE):
             piece = part.view(-1)[low : low + PIECE]
-            values = self._values(start + low, start + low + piece.numel())
-            piece.copy_(self._converted(values, part.dtype, start + low))
+            self._write(piece, start + low)
+
+    def _write(self, piece: torch.Tensor, start: int) -> None:
+        """Writes values from a flat index on, but for those of rows that are kept."""
+        values = self._converted(self._values(start, start + piece.numel()), piece.dtype, start).reshape(piece.shape)
+        if self.rows.keep and self.rows.index is not None:
+            rows = torch.arange(start, start + piece.numel()) // math.prod(self.shape[1:])
+            values = torch.where((self.rows.index < 0)[rows].view(piece.shape), piece, values)
+        piece.copy_(values)
 
     def _values(self, start: int, stop: int) -> torch.Tensor:
         width = math.prod(self.shape[1:])
@@ -222,11 +229,15 @@ class RowsError(Exception):
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows of the file a parameter takes: a range, or an index with -1 for a row of zeros."""
+    """Which rows of the file a parameter takes: a range, or an index with -1 for the row of an absent word.
+
+    Such a row is zeros, or, with `keep`, what it was.
+    """
 
     low: int = 0
     high: int | None = None
     index: torch.Tensor | None = None
+    keep: bool = False
     words: int | None = None  # of `source`: how many rows the file must have
 
 
@@ -257,9 +268,11 @@ def rows_of(rows: Any, checkpoint: Checkpoint) -> Rows:
         what = (
             f"{len(absent)} of {len(wanted)} words are absent from the source: {shown}{', ...' if absent[5:] else ''}"
         )
-        raise RowsError(".vocabulary", what, "absent: zeros gives them rows of zeros")
+        hint = "absent: zeros gives them rows of zeros; absent: keep those that the rule below gives"
+        raise RowsError(".vocabulary", what, hint)
     index = torch.tensor([known.get(word, -1) for word in wanted], dtype=torch.int64)
-    return Rows(index=index, words=None if checkpoint.words else len(listed))
+    keep = bool(absent) and rows.get("absent") == "keep"
+    return Rows(index=index, keep=keep, words=None if checkpoint.words else len(listed))
 
 
 def _words(file: str, key: str) -> list[bytes]:

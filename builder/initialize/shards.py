@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from builder.errors import BuilderError, Problem
+from builder.errors import Problem, raise_all
 from builder.initialize.chunks import Piece, fill_pieces, fill_range
 from builder.initialize.draws import Fill
 from builder.initialize.streams import CHUNK
@@ -34,14 +34,10 @@ def mesh_device(parameter: Any) -> str:
 
 
 def fill_shards(shards: Iterable[Shard], seed: int) -> None:
-    """Writes this process's part of each sharded parameter.
-
-    Raises:
-        BuilderError: A placement that is neither a plain shard nor a replica.
-    """
+    """Writes this process's part of each sharded parameter, of which `check_shards` found nothing wrong."""
     rows: list[Piece] = []
     for parameter, fill, stream, shape in shards:
-        offsets = _offsets(parameter, stream, shape)
+        offsets = _offsets(parameter, shape)
         local = parameter.to_local()
         if not local.numel():
             continue
@@ -52,15 +48,11 @@ def fill_shards(shards: Iterable[Shard], seed: int) -> None:
     fill_pieces(rows, seed)
 
 
-def _offsets(parameter: Any, name: str, shape: tuple[int, ...]) -> Sequence[int]:
+def _offsets(parameter: Any, shape: tuple[int, ...]) -> Sequence[int]:
     """Where the local part of a sharded parameter begins, along each axis."""
     # Imported here: it takes a second, and where there is a DTensor it has been imported already.
-    from torch.distributed.tensor import Replicate, Shard  # noqa: PLC0415
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset  # noqa: PLC0415
 
-    if not all(type(placement) in (Replicate, Shard) for placement in parameter.placements):
-        what = f"is placed as {parameter.placements}"
-        raise BuilderError("init", [Problem(name, what, "Shard and Replicate can be filled; fill before you wrap")])
     _, offsets = compute_local_shape_and_global_offset(shape, parameter.device_mesh, parameter.placements)
     return tuple(offsets)
 
@@ -79,19 +71,24 @@ def _fill_box(
         local[first : first + count].copy_(block[(slice(None), *inside)])
 
 
-def refuse_shards(parameters: Iterable[tuple[str, str, nn.Parameter]]) -> None:
-    """Refuses sharded parameters of classes that only their own `reset_parameters` can fill.
+def check_shards(parameters: Iterable[tuple[str, str | None, nn.Parameter]]) -> None:
+    """Refuses sharded parameters whose part cannot be filled.
 
     Args:
-        parameters: Name, class name and parameter.
+        parameters: Name, parameter, and the class of the layer where only its own `reset_parameters` can fill it.
 
     Raises:
-        BuilderError: One of them is sharded.
+        BuilderError: One of them is sharded and of such a class, or is neither a plain shard nor a replica.
     """
-    problems = [
-        Problem(name, f"is sharded, and only {kind}'s own reset_parameters knows its default", "give it an init rule")
-        for name, kind, parameter in parameters
-        if is_shard(parameter)
-    ]
-    if problems:
-        raise BuilderError("init", problems)
+    problems = []
+    for name, kind, parameter in parameters:
+        if not is_shard(parameter):
+            continue
+        placements = parameter.placements  # type: ignore[attr-defined]
+        if kind is not None:
+            what = f"is sharded, and only {kind}'s own reset_parameters knows its default"
+            problems.append(Problem(name, what, "give it an init rule"))
+        elif not all(type(placement).__name__ in ("Replicate", "Shard") for placement in placements):
+            what = f"is placed as {', '.join(map(str, placements))}"
+            problems.append(Problem(name, what, "Shard and Replicate can be filled; fill before you wrap"))
+    raise_all("init", problems)

@@ -34,11 +34,14 @@ class Theory:
     def z_scores(self, values: Tensor) -> tuple[float, float] | None:
         """How many standard errors mean and std of drawn values lie from theory; None where that says nothing.
 
+        It says nothing of a distribution so narrow that the values' dtype cannot resolve it.
+
         The standard error of a mean of n values is std / sqrt(n), that of their std is
         std sqrt((kurtosis - 1) / (4 n)) for large n (Kenney and Keeping 1951, section 7.12).
         """
         count = values.numel()
-        if self.kurtosis is None or not self.std or count < 2:
+        coarse = torch.finfo(values.dtype).eps * abs(self.mean)
+        if self.kurtosis is None or self.std <= 16 * coarse or count < 2:
             return None
         values = values.double()
         mean = (float(values.mean()) - self.mean) / (self.std / math.sqrt(count))
@@ -70,12 +73,23 @@ def theory_of(policy: str, arguments: Mapping[str, Any], shape: Sequence[int]) -
 
 
 def _truncated(mean: float, std: float, a: float, b: float) -> Theory:
+    """Moments of a normal distribution within bounds, wherever these lie.
+
+    In units of std, and from the point within the bounds that is nearest to the mean: the density falls off from there
+    at least as fast as exp(-nearest x), so that beyond 40 / nearest nothing of it is left.
+    """
     if not std:
-        return Theory(mean, 0.0, a, b)
-    x = torch.linspace(max(a, mean - 12 * std), min(b, mean + 12 * std), STEPS, dtype=torch.float64)
-    density = torch.exp(-((x - mean) ** 2) / (2 * std**2))
+        return Theory(min(max(mean, a), b), 0.0, a, b)
+    low, high = (a - mean) / std, (b - mean) / std
+    nearest = min(max(0.0, low), high)
+    span = 40.0 / max(1.0, abs(nearest))
+    left, right = max(low - nearest, -span), min(high - nearest, span)
+    x = torch.linspace(0.0, 1.0, STEPS, dtype=torch.float64)  # from left to right
+    density = torch.exp(-((left + x * (right - left)) ** 2 / 2 + nearest * (left + x * (right - left))))
     density /= torch.trapezoid(density, x)
     centre = float(torch.trapezoid(x * density, x))
     variance = float(torch.trapezoid((x - centre) ** 2 * density, x))
     fourth = float(torch.trapezoid((x - centre) ** 4 * density, x))
-    return Theory(centre, math.sqrt(variance), a, b, kurtosis=fourth / variance**2)
+    at = (b if nearest == high else a) if nearest else mean
+    expected = at + std * (left + centre * (right - left))
+    return Theory(expected, std * (right - left) * math.sqrt(variance), a, b, kurtosis=fourth / variance**2)

@@ -143,6 +143,14 @@ def test_empty_memory_is_marked_in_the_table(given):
     assert [row.rule for row in table] == ["layers.w.init (empty)"]
 
 
+@pytest.mark.parametrize("device", ["cdua", "cuda:99", 3.5])
+def test_device_that_is_not_there_is_refused_before_the_model_is_read(refusal, device):
+    problem = refusal(builder.build, "no such file.yaml", device=device)
+    assert problem.address == "device"
+    assert problem.what.startswith(f"{device!r}: ")
+    assert "give cpu, cuda" in problem.hint
+
+
 # ---- large parameters, and what draws in its own way ---------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from builder.build import materialise, prove
 from builder.initialize import chunks, streams
 from builder.initialize.chunks import Piece, fill_pieces, fill_range
 from builder.initialize.draws import fill_of
+from builder.initialize.shards import check_shards
 from builder.initialize.streams import CHUNK
 
 LAYERS = {
@@ -113,13 +114,32 @@ def test_unknown_name_is_refused_with_the_nearest(refusal):
         pytest.param("fc.weight", (-1, 3), "from 0 to 10", id="negative"),
         pytest.param("fc.weight", (5, 3), "from 0 to 10", id="backwards"),
         pytest.param("gain", (0, 1), "leave rows out", id="no rows"),
+        pytest.param("fc.weight", (0.0, 2.0), "from 0 to 10", id="floats"),
+        pytest.param("fc.weight", (0, 1, 2), "from 0 to 10", id="three"),
+        pytest.param("fc.weight", "ab", "from 0 to 10", id="text"),
     ],
 )
 def test_rows_that_are_not_there_are_refused(name, rows, hint, refusal):
     problem = refusal(initial_values, builder.build(MODEL), name, rows=rows)
     assert problem.address == name
-    assert f"rows {rows}" in problem.what
+    assert f"rows {rows!r}" in problem.what
     assert hint in problem.hint
+
+
+@pytest.mark.parametrize("seed", [-1, "x", True, 2**63, 1.0])
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(lambda seed: builder.build(MODEL, seed=seed), id="build"),
+        pytest.param(lambda seed: initialise(builder.build(MODEL), seed), id="initialise"),
+        pytest.param(lambda seed: initial_values(prove(MODEL), "fc.weight", seed=seed), id="initial values"),
+        pytest.param(lambda seed: builder.explain(prove(MODEL), "fc.weight", seed=seed), id="explain"),
+    ],
+)
+def test_what_is_no_seed_is_refused(call, seed, refusal):
+    problem = refusal(call, seed)
+    assert (problem.address, f"seed {seed!r}" in problem.what) == ("init_seed", True)
+    assert "a whole number, zero or more" in problem.hint
 
 
 @pytest.mark.parametrize("call", [lambda built: initial_values(built, "fc.weight"), initialise], ids=["values", "all"])
@@ -147,7 +167,7 @@ def test_values_of_a_classs_own_method_are_refused(refusal):
 
 
 def test_module_from_meta_takes_no_memory_until_it_is_initialised():
-    layer = {"kind": "Linear", "in_features": 10**6, "out_features": 10**6}
+    layer = {"kind": "Linear", "in_features": 10**5, "out_features": 9 * 10**5}
     module = builder.build({"inputs": {"x": {}}, "layers": {"fc": layer}, "forward": "x"}, device="meta")
     assert module.fc.weight.is_meta
 
@@ -185,6 +205,31 @@ def test_what_lsuv_decides_is_refused_without_a_batch(refusal):
     assert "batch" in refusal(initialise, materialise(prove(data), device="meta")).hint
 
 
+class Placed:
+    """What a sharded parameter looks like from here."""
+
+    device_mesh = None
+
+    def __init__(self, *placements):
+        self.placements = placements
+
+
+class Partial:
+    """A placement that is no part of a tensor: summands of it."""
+
+    def __str__(self):
+        return "Partial(sum)"
+
+
+def test_shard_that_cannot_be_filled_is_refused_with_all_others():
+    with pytest.raises(builder.BuilderError) as caught:
+        check_shards([("a", None, Placed(Partial())), ("b", "Gate", Placed()), ("c", "Gate", torch.zeros(1))])
+    problems = {problem.address: problem for problem in caught.value.problems}
+    assert problems.keys() == {"a", "b"}
+    assert (problems["a"].what, "fill before you wrap" in problems["a"].hint) == ("is placed as Partial(sum)", True)
+    assert "only Gate's own reset_parameters" in problems["b"].what
+
+
 # ---- two processes -------------------------------------------------------------------------------------------------
 
 WORKER = """
@@ -208,12 +253,20 @@ data = {
         "fc": {"kind": "Linear", "in_features": 4, "out_features": 3},
         "w": {**drawn, "shape": [3, 4], "init": "orthogonal"},
         "deep": {**drawn, "shape": [2100, 256], "init": "trunc_normal"},
+        "one": {**drawn, "shape": [1, 4], "init": "normal"},
+        "place": {
+            **drawn,
+            "shape": [3, 4],
+            "init": {"policy": "expression", "value": "=i0 + 10 * i1 + u", "draws": {"u": "normal"}},
+        },
+        "copy": {**drawn, "shape": [4, 3], "init": {"policy": "copy", "of": "w", "transpose": True}},
         "lstm": {"kind": "LSTM", "input_size": 4, "hidden_size": 3},
         "head": {"kind": "Linear", "in_features": 4, "out_features": 7, "bias": False},
     },
     "buffers": {"scale": {"value": "=1 / 3", "persistent": False}},
     "tie": {"head.weight": "emb.weight"},
-    "forward": "head(fc(emb(ids)) @ w) * scale",
+    "forward": "head(fc(emb(ids)) @ w + one) * scale",
+    "freeze": {"f": {"match": "fc.*"}},
 }
 whole = builder.build(data, seed=5)
 
@@ -222,13 +275,24 @@ def split_columns(module):  # tensor parallelism: each process holds some column
     for name, parameter in list(module.named_parameters()):
         path, _, local = name.rpartition(".")
         placed = distribute_tensor(parameter.detach(), mesh, [Shard(1) if parameter.ndim > 1 else Replicate()])
-        setattr(module.get_submodule(path), local, torch.nn.Parameter(placed))
+        setattr(module.get_submodule(path), local, torch.nn.Parameter(placed, parameter.requires_grad))
 
 
-for how in ("sharded on meta", "sharded, then emptied", "columns"):
+def split_both(module):  # a mesh of two axes: replicas along one, and both axes of a matrix named
+    both = init_device_mesh("cpu", (1, 2))
+    for name, parameter in list(module.named_parameters()):
+        path, _, local = name.rpartition(".")
+        placements = [Shard(0), Shard(1) if parameter.ndim > 1 else Replicate()]
+        placed = distribute_tensor(parameter.detach(), both, placements)
+        setattr(module.get_submodule(path), local, torch.nn.Parameter(placed, parameter.requires_grad))
+
+
+for how in ("sharded on meta", "sharded, then emptied", "columns", "rows of columns"):
     module = builder.build(data, seed=5, device="meta")
     if how == "columns":
         split_columns(module)
+    elif how == "rows of columns":
+        split_both(module)
     else:
         fully_shard(module.fc, mesh=mesh)
         fully_shard(module, mesh=mesh)
@@ -237,13 +301,25 @@ for how in ("sharded on meta", "sharded, then emptied", "columns"):
     initialise(module)
     for name, parameter in whole.named_parameters():
         sharded = module.get_parameter(name)
-        assert sharded.to_local().numel() < parameter.numel() or parameter.ndim < 2, (how, name)
+        some = sharded.to_local().numel() < parameter.numel() or parameter.ndim < 2 or name == "one"
+        assert some, (how, name, "each process has a part, and the one row is with the first")
         assert torch.equal(sharded.full_tensor(), parameter), (how, name)
     assert module.head.weight is module.emb.weight, how
     assert torch.equal(module.scale, whole.scale), how
-    if how != "columns":
+    if how.startswith("sharded"):
         ids = torch.arange(7)
         assert torch.equal(module(ids), whole(ids)), how
+        module.reshard()
+        before = {name: p.full_tensor().clone() for name, p in module.named_parameters()}
+        optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, weight_decay=0.1)
+        builder.hold_frozen(module, optimizer)
+        for _ in range(2):
+            optimizer.zero_grad()
+            module(ids).square().mean().backward()
+            optimizer.step()
+        after = {name: p.full_tensor() for name, p in module.named_parameters()}
+        assert all(torch.equal(after[f"fc.{local}"], before[f"fc.{local}"]) for local in ("weight", "bias")), how
+        assert not torch.equal(after["emb.weight"], before["emb.weight"]), how
 
 class Gate(torch.nn.Module):
     def __init__(self):

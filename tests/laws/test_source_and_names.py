@@ -1,5 +1,7 @@
 """Laws L3, L4 and L9: one address, what runs is what you can read, and a model file is data."""
 
+import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,10 @@ from small_models import SMALL
 
 import builder
 from builder.build import proof_of
+from builder.layout import WIDTH
 from builder.source import class_name
 
+RUFF = shutil.which("ruff", path=str(Path(sys.executable).parent)) or shutil.which("ruff")
 FILES = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
 
 RUN = """
@@ -75,6 +79,38 @@ def test_table_state_dict_and_attribute_path_are_one_name(file):
     for row in table:
         if row.kind != "buffer":
             assert tuple(model.get_parameter(row.name).shape) == row.shape
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    """A folder with the source of every model file."""
+    folder = tmp_path_factory.mktemp("printed")
+    for file in FILES:
+        (folder / f"{file.stem}.py").write_text(builder.code(file))
+    return folder
+
+
+@pytest.mark.skipif(RUFF is None, reason="ruff is not installed")
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(["format", "--diff"], id="formatted"),
+        pytest.param(["check", "--select", "E,W,F,B,UP,I,SIM"], id="without a fault that a linter finds"),
+    ],
+)
+def test_source_is_as_a_reviewer_wants_it(printed, command):
+    options = ["--isolated", "--line-length", str(WIDTH), "--target-version", "py311"]
+    done = subprocess.run([RUFF, *command, *options, str(printed)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_source_has_a_docstring_for_every_class_and_no_line_too_long(printed, file):
+    text = (printed / f"{file.stem}.py").read_text()
+    tree = ast.parse(text)
+    assert all(ast.get_docstring(node) for node in [tree, *tree.body] if isinstance(node, ast.Module | ast.ClassDef))
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert "import builder" not in text
 
 
 L = {"kind": "Linear", "in_features": 2, "out_features": 2}

@@ -242,10 +242,10 @@ def test_compiled_model_keeps_its_tie_and_moves_it_as_one(backend):
 
 
 SHARDED = """
-import json, sys, torch, torch.distributed as dist
+import json, os, sys, torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 import builder
-from builder.export import save_weights
+from builder.export import load_weights
 from builder.verify import verify
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
@@ -269,11 +269,14 @@ assert torch.allclose(model.a.weight.full_tensor(), plain.a.weight, rtol=0, atol
 model.load_state_dict(model.state_dict())
 model.load_state_dict({k: v for k, v in model.state_dict().items() if k != "b.weight"}, assign=True)
 verify(model)
-try:
-    save_weights(model, f"{folder}/weights.safetensors")
-    raise SystemExit("a shard was written as a whole")
-except builder.BuilderError as err:
-    assert "gather it" in err.problems[0].hint, err
+builder.save(model, f"{folder}/rank{rank}")  # gathered by all, written by the first
+written = os.path.exists(f"{folder}/rank{rank}")
+assert written == (rank == 0), "one process writes"
+dist.barrier()
+again = builder.build(data, seed=9)
+load_weights(again, f"{folder}/rank0")
+assert torch.equal(again.a.weight, model.a.weight.full_tensor())
+assert sorted(os.listdir(f"{folder}/rank0")) == ["model.py", "parameters.json", "weights.safetensors"]
 apart = builder.build(data)
 fully_shard(apart.a)
 fully_shard(apart)
@@ -463,6 +466,15 @@ def test_parted_tie_and_thawed_parameter_are_reported_by_name():
     assert [p.address for p in caught.value.problems] == ["b.weight", "a.weight"]
     assert "no longer tied to 'a.weight'" in caught.value.problems[0].what
     assert "leave requires_grad" in caught.value.problems[1].hint
+
+
+def test_each_of_several_built_models_is_verified_under_its_path():
+    pair = torch.nn.ModuleDict({"student": builder.build(TIED), "teacher": builder.build(TIED)})
+    verify(pair)
+    pair.teacher.b.weight = torch.nn.Parameter(torch.zeros(8, 4))
+    with pytest.raises(builder.BuilderError) as caught:
+        verify(pair)
+    assert [p.address for p in caught.value.problems] == ["teacher.b.weight"]
 
 
 def test_module_on_meta_is_reported(refusal):

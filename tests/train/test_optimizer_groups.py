@@ -60,9 +60,9 @@ def test_resumed_run_with_groups_equals_a_straight_one_bit_for_bit(command, sche
 
 def test_checkpoint_of_other_groups_is_refused_on_resume(command):
     first = command(*SMALL, NO_DECAY, "trainer.max_epochs=1", into="first")
-    ended = command(*SMALL, SLOW, "trainer.max_epochs=2", f"ckpt_path={first.directory}/checkpoints/last.ckpt")
-    assert ended.code == 2
-    assert "ckpt_path: its optimizer had 2 groups of other parameters: fc2.weight" in ended.err
+    ended = command(*SMALL, SLOW, "trainer.max_epochs=1", f"ckpt_path={first.directory}/checkpoints/last.ckpt")
+    assert (ended.code, ended.written) == (2, [])
+    assert "its optimizer had 2 groups of other parameters: fc2.weight" in ended.err
     assert "use the optimizer.groups" in ended.err
 
 
@@ -74,6 +74,7 @@ def test_groups_of_a_checkpoint_are_of_no_matter_to_a_test(command):
 def test_wrong_rule_ends_with_its_address_and_writes_nothing(command):
     ended = command(*SMALL, "+optimizer.groups.no_decay={max_ndim: 1, weight_deca: 0}")
     assert ended.code == 2
-    assert "optimizer.groups.no_decay.weight_deca: neither a selector nor a setting of AdamW" in ended.err
+    assert "optimizer.groups.no_decay.weight_deca" in ended.err
+    assert "neither a selector nor a setting of AdamW" in ended.err
     assert "did you mean 'weight_decay'?" in ended.err
     assert ended.written == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 import builder
@@ -142,6 +142,14 @@ def shared(model):
         pytest.param(lambda m: m.to("meta"), "wte.weight", "has no memory", "load its weights", id="no memory"),
         pytest.param(lambda m: m.double(), "wide", "is torch.float64, and the source makes torch.float32",
                      "convert it after export", id="another dtype"),
+        pytest.param(lambda m: m.register_parameter("extra", torch.nn.Parameter(torch.zeros(1))), "extra",
+                     "its source makes no such tensor", "has to declare", id="a parameter of somebody else"),
+        pytest.param(lambda m: m.register_buffer("extra", torch.zeros(1)), "extra", "its source makes no such tensor",
+                     "has to declare", id="a buffer of somebody else"),
+        pytest.param(lambda m: delattr(m, "fc"), "fc.weight", "is gone from the module", "has to declare",
+                     id="a layer taken out"),
+        pytest.param(lambda m: setattr(m.fc, "bias", torch.nn.Parameter(torch.zeros(3))), "fc.bias",
+                     "is (3,), and the source makes (8,)", "has to declare", id="another shape"),
         pytest.param(shared, "norm.bias", "shares memory with 'fc.bias', and no tie says so",
                      "declare tie: {norm.bias: fc.bias}", id="a tie that is not declared"),
     ],
@@ -153,6 +161,29 @@ def test_export_of_a_spoilt_module_is_refused(model, spoil, address, what, hint,
     assert what in problem.what
     assert hint in problem.hint
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["file", "file/inside"])
+def test_place_that_cannot_be_written_is_refused(model, place, tmp_path, refusal):
+    (tmp_path / "file").write_text("of somebody else")
+    problem = refusal(save, model, tmp_path / place)
+    assert problem.address == str(tmp_path / place / "weights.safetensors")
+    assert "cannot be written: " in problem.what
+    assert problem.hint == "choose another place"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "of somebody else"
+
+
+def test_full_disk_is_refused_and_leaves_the_old_file(model, saved, monkeypatch, refusal):
+    def full(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device")
+
+    before = saved.read_bytes()
+    monkeypatch.setattr(export, "save_file", full)
+    assert "No space left on device" in refusal(save_weights, model, saved).what
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
 
 
 def test_module_of_somebody_else_is_neither_exported_nor_loaded(tmp_path, refusal, saved):

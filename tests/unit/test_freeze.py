@@ -119,6 +119,13 @@ def test_wrong_rules_are_reported_all_at_once():
         pytest.param(
             {"f": {"match": "head.*"}}, "freeze.f", "tied to 'emb.weight'", "'emb.weight' instead", id="alias"
         ),
+        pytest.param(
+            {"f": {**EMB, "until": {"epoch": 0}}},
+            "freeze.f",
+            "freezes nothing",
+            "raise until",
+            id="a period of nothing",
+        ),
     ],
 )
 def test_wrong_rule_from_outside_is_refused(rules, address, cause, remedy, given, refusal):
@@ -397,6 +404,24 @@ def test_hold_goes_on_from_a_checkpoint_in_either_order(load_first, at):
     run(other, other_optimizer, frozen or hold_frozen(other, other_optimizer), range(at, 8))
     for name, value in model.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_schedule_that_a_checkpoint_knows_nothing_of_clears_the_state_that_came_with_it():
+    model = builder.build(with_rules()).eval()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    take_step(model, optimizer)
+    saved = copy.deepcopy(optimizer.state_dict())
+    model = builder.build(with_rules(f={**EMB, "until": {"step": 3}})).eval()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    frozen = hold_frozen(model, optimizer)
+    optimizer.load_state_dict(saved)
+    assert model.emb.weight in optimizer.state
+    for step in (1, 2):
+        frozen.at(0, step)
+        take_step(model, optimizer)
+    frozen.at(0, 3)
+    assert model.emb.weight not in optimizer.state, "stale momentum would move it as it thaws"
+    assert model.head.weight in optimizer.state
 
 
 def test_scheduled_eval_returns_after_train_and_ends_with_its_period():

@@ -38,6 +38,7 @@ def test_optimizer_with_its_defaults_is_accepted(name):
         pytest.param({"lr": -1.0}, "optimizer.lr", "lr is -1.0", id="negative"),
         pytest.param({"momentum": "x"}, "optimizer.momentum", "is a number", id="text"),
         pytest.param({"nesterov": True}, "optimizer", "SGD does not run with", id="refused by torch"),
+        pytest.param({"nesterov": "no"}, "optimizer.nesterov", "true or false, got 'no'", id="text for a switch"),
     ],
 )
 def test_optimizer_is_refused(change, address, what):
@@ -51,6 +52,12 @@ def test_optimizer_is_refused(change, address, what):
     [
         pytest.param({**STEP, "gama": 1}, "scheduler.gama", "has no argument 'gama'", id="misspelt"),
         pytest.param({**STEP, "interval": "hour"}, "scheduler.interval", "unknown interval", id="interval"),
+        pytest.param(
+            {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 1, "total_steps": 9, "cycle_momentum": "no"},
+            "scheduler.cycle_momentum",
+            "true or false, got 'no'",
+            id="text for a switch",
+        ),
         pytest.param({**STEP, "step_size": "x"}, "scheduler", "StepLR does not run with", id="refused by torch"),
         pytest.param({"_target_": "torch.optim.lr_scheduler.X"}, "scheduler._target_", "not a class", id="unknown"),
         pytest.param(
@@ -244,6 +251,7 @@ def test_selector_sees_what_is_frozen():
             id="a name without a number",
         ),
         pytest.param({"a": {"betas": [0.9, 2]}}, ".a", "Invalid beta parameter", "mend", id="refused by torch"),
+        pytest.param({"a": {"amsgrad": "no"}}, ".a", "true or false, got 'no'", "write true", id="text for a switch"),
     ],
 )  # fmt: skip
 def test_rule_of_a_group_is_refused(rules, address, what, hint):
@@ -380,12 +388,39 @@ def rates(scheduler, steps, groups=GROUPS):
             {"of": "CyclicLR", "base_lr": 0.1, "max_lr": 0.3, "step_size_up": 3, "cycle_momentum": False}, id="CyclicLR"
         ),
         pytest.param({"of": "ReduceLROnPlateau", "patience": 1}, id="ReduceLROnPlateau"),
+        pytest.param(
+            {"of": "ReduceLROnPlateau", "patience": 0, "factor": 0.5, "min_lr": 0.04},
+            id="ReduceLROnPlateau to its floor",
+        ),
     ],
 )
 def test_scheduler_moves_every_group_in_proportion(scheduler):
     alone = rates(dict(scheduler), 9, [{}])
     assert len(alone.unique()) > 2
     torch.testing.assert_close(rates(scheduler, 9), alone * torch.tensor([1.0, 0.5, 2.0]))
+
+
+ETA = {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "T_max": 10, "eta_min": 0.06}
+
+
+@pytest.mark.parametrize("name", ["CosineAnnealingLR", "CosineAnnealingWarmRestarts"])
+def test_floor_under_groups_of_unequal_rates_is_refused(name):
+    """Torch would let the rate of a group below the floor rise to it."""
+    floor = {"_target_": f"torch.optim.lr_scheduler.{name}", "eta_min": 0.06}
+    floor["T_max" if name == "CosineAnnealingLR" else "T_0"] = 10
+    (problem,) = check_scheduler(floor, SGD, GROUPS)
+    assert problem.address == "scheduler.eta_min"
+    assert "0.06, one rate for all groups" in problem.what
+    assert "eta_min: 0" in problem.hint
+    for fine in (floor, {**floor, "eta_min": 0.0}):
+        assert check_scheduler(fine, SGD, [{}, {"weight_decay": 0.5}]) == [], "one rate for all"
+    assert check_scheduler({**floor, "eta_min": 0.0}, SGD, GROUPS) == []
+
+
+@pytest.mark.parametrize(("key", "value"), [("eta_min", -1), ("eta_min", "low"), ("min_lr", -0.1)])
+def test_floor_that_is_no_rate_is_refused(key, value):
+    of = {"eta_min": ETA, "min_lr": {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "monitor": "val/loss"}}
+    assert [problem.address for problem in check_scheduler({**of[key], key: value}, SGD)] == [f"scheduler.{key}"]
 
 
 def test_cycle_without_a_rate_to_be_in_proportion_to_is_refused():

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from builder.initialize.checkpoints import open_checkpoint
-from builder.initialize.tensor_file import CheckpointError
+from builder.initialize.files.checkpoints import open_checkpoint
+from builder.initialize.files.tensor_file import CheckpointError
+from builder.initialize.files.word_vectors import read_words
 
 A = torch.arange(12.0).reshape(4, 3)
 B = torch.tensor([1, -2], dtype=torch.int64)
@@ -138,6 +139,30 @@ def test_word_vectors_are_found_by_word(text, suffix, tmp_path):
     assert checkpoint.read("vectors", torch.tensor([1])).tolist() == [[4, 5, 6]]
     assert checkpoint.read("vectors")[3, :2].tolist() == [0.1, -2]
     assert checkpoint.dtype("vectors") is torch.float64
+
+
+@pytest.mark.parametrize("text", [WORDS, "4 3\n" + WORDS], ids=["without a first line", "with count and dim"])
+def test_byte_order_mark_is_no_part_of_the_first_word(text, tmp_path):
+    (tmp_path / "v.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    checkpoint = open_checkpoint(tmp_path / "v.txt")
+    assert checkpoint.words == {b"the": 0, b"New York": 1, "çà".encode(): 3}
+    assert checkpoint.read("vectors", slice(0, 2)).tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        pytest.param(b"a\nb\n", [b"a", b"b"], id="two lines"),
+        pytest.param(b"a\r\nb", [b"a", b"b"], id="carriage returns, and no end of line"),
+        pytest.param(b"\xef\xbb\xbfa\n", [b"a"], id="a byte order mark"),
+        pytest.param(b"a\rb\x0bc\n", [b"a\rb\x0bc"], id="signs that end no line of word vectors either"),
+        pytest.param(b"a\n\n", [b"a", b""], id="an empty line"),
+        pytest.param(b"", [], id="nothing"),
+    ],
+)
+def test_words_of_a_vocabulary_are_its_lines(data, words, tmp_path):
+    (tmp_path / "v.txt").write_bytes(data)
+    assert read_words(tmp_path / "v.txt") == words
 
 
 def test_file_that_was_written_anew_is_read_anew(tmp_path):
@@ -315,6 +340,7 @@ REFUSED = [
     pytest.param("m.npy", npy("(-2,)"), "claims shape (-2,)", "numpy.save", id="an array of negative size"),
     pytest.param("m.npy", npy("(2,)", data=b"\0" * 7), "7 bytes follow", "numpy.save", id="an array cut short"),
     pytest.param("m.npy", npy("(1,)", "'|O'"), "pickled objects", "numpy.save", id="an array of objects"),
+    pytest.param("m.npy", npy("((((("), "cannot be read", "numpy.save", id="a header that never ends"),
     pytest.param("m.npy", npy("('x',)"), "cannot be read", "numpy.save", id="a shape of text"),
     pytest.param("m.npy", npy("(2,)", length=65000), "no header", "numpy.save", id="a header that claims too much"),
     pytest.param("m.npy", b"PK", "no header", "numpy.save", id="no array"),

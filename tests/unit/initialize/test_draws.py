@@ -23,7 +23,7 @@ def drawn(policy, shape, dtype=torch.float32, seed=0, **arguments):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("policy", ["trunc_normal", "orthogonal"])
+@pytest.mark.parametrize("policy", ["uniform", "trunc_normal", "orthogonal"])
 def test_what_torch_lacks_in_half_precision_is_the_float32_draw_rounded(policy, dtype):
     assert torch.equal(drawn(policy, (40, 30), dtype), drawn(policy, (40, 30)).to(dtype))
 

@@ -120,8 +120,36 @@ def test_block_expression_sees_the_blocks_args():
             "name each draw",
             id="a list of draws",
         ),
+        pytest.param(
+            expression("=u[0]", u="normal"), "layers.w.init.value", "u[0] is not of each value alone", "one number",
+            id="one value of a draw",
+        ),
+        pytest.param(
+            expression("=i0 / len(u)", u="normal"), "layers.w.init.value", "len(u) is not of each", "one number",
+            id="the length of a draw, which is that of a piece",
+        ),
+        pytest.param(
+            expression("=[1, 2]"), "layers.w.init.value", "(2,) numbers for 3 values", "one number",
+            id="a list of numbers",
+        ),
+        pytest.param(
+            expression("=u", u="normal", v="normal"), "layers.w.init.draws.v", "does not read it", "remove it",
+            id="a draw that nothing reads",
+        ),
+        pytest.param(
+            expression("=min(u, 0)", u="normal"), "layers.w.init.value", "ambiguous", "minimum", id="min of a draw"
+        ),
+        *(
+            pytest.param(expression("=1", **{name: "normal"}), f"layers.w.init.draws.{name}", "cannot be a draw's name",
+                         "u or v", id=f"a draw called {name}")
+            for name in ("sin", "torch", "i0", "pi", "u v")
+        ),
+        pytest.param(
+            expression("=1", u={"policy": "uniform", "a": 1, "b": 0}), "layers.w.init.draws.u.a", "from 1 to 0",
+            "a is below b", id="a draw without room",
+        ),
     ],
-)
+)  # fmt: skip
 def test_wrong_expression_is_refused(given, refusal, init, address, cause, remedy):
     problem = refusal(builder.prove, given(raw(init)))
     assert (problem.address, cause in problem.what, remedy in problem.hint) == (address, True, True), problem
@@ -129,7 +157,7 @@ def test_wrong_expression_is_refused(given, refusal, init, address, cause, remed
 
 def test_expression_that_is_not_finite_somewhere_is_refused_with_the_place(refusal):
     problem = refusal(builder.build, raw(expression("=log(i0)")))
-    assert "=log(i0) is -inf at value 0" in problem.what
+    assert "=log(i0) is -inf at [0, 0] of 'w'" in problem.what
 
 
 # ---- copy ----------------------------------------------------------------------------------------------------------
@@ -205,6 +233,27 @@ def test_copy_of_a_padded_embedding_keeps_its_zero_row():
             id="of what is filled last",
         ),
         pytest.param({"policy": "copy", "of": 3}, TWO, "got 3", "write of:", id="of a number"),
+        pytest.param(
+            {"policy": "copy", "of": "v"},
+            {"v": {**TWO["v"], "init": "empty"}},
+            "'v' is empty: it has no values",
+            "a policy that fills it",
+            id="of raw memory",
+        ),
+        pytest.param(
+            {"policy": "copy", "of": "v"},
+            {"v": {**TWO["v"], "dtype": "float64"}},
+            "'w' is float32 but 'v' is float64",
+            "equal dtypes",
+            id="of another dtype",
+        ),
+        pytest.param(
+            {"policy": "copy", "of": "v", "transpose": True},
+            {"v": {**TWO["v"], "shape": [4]}},
+            "'v' of shape (4,) has no transpose",
+            "two dimensions",
+            id="of a vector, transposed",
+        ),
     ],
 )
 def test_wrong_copy_is_refused(given, refusal, init, layers, cause, remedy):
@@ -278,6 +327,42 @@ def test_lsuv_on_a_batch_without_variance_is_refused(refusal):
     assert "'fc1' has std 0.0" in problem.what
 
 
+COUNTED = {**DEEP, "buffers": {"count": {"value": 0}}, "forward": "count += 1\nreturn fc3(fc2(fc1(x)))"}
+
+
+def test_lsuv_leaves_buffers_that_forward_updates_as_they_were():
+    assert builder.build(COUNTED, batch=REAL).count == 0
+
+
+def test_lsuv_of_two_weights_of_one_layer_is_refused(given, refusal):
+    data = {
+        "inputs": {"x": {"shape": ["b", "t", 4]}},
+        "layers": {"lstm": {"kind": "LSTM", "input_size": 4, "hidden_size": 4}},
+        "forward": "lstm(x)[0]",
+        "init": {"r": {"min_ndim": 2, "policy": "lsuv"}},
+    }
+    problem = refusal(builder.prove, given(data))
+    assert (problem.address, "match one of them" in problem.hint) == ("init.r", True)
+    assert "decides lstm.weight_ih_l0 and lstm.weight_hh_l0" in problem.what
+
+
+@pytest.mark.parametrize(
+    ("batch", "address", "what", "hint"),
+    [
+        pytest.param((REAL, REAL), "batch", "has 2 parts, and the model 1 inputs: x", "in order", id="too many"),
+        pytest.param({"y": REAL}, "batch.y", "no input 'y'", "known: x", id="an unknown name"),
+        pytest.param({}, "batch", "lacks the input 'x'", "by name", id="one missing"),
+        pytest.param([3], "batch.x", "is a int", "give a tensor", id="no tensor"),
+        pytest.param(REAL[None], "inputs.x", "the batch has shape (1, 256, 16)", "mend data", id="other dimensions"),
+        pytest.param(REAL[:, :5], "forward", "cannot be multiplied", "fc1.weight (64, 16)", id="another width"),
+        pytest.param(REAL[:0], "init.weights", "'fc1' has std nan", "the data", id="an empty batch"),
+    ],
+)
+def test_batch_that_does_not_fit_is_refused(given, refusal, batch, address, what, hint):
+    problem = refusal(builder.build, given({**DEEP, "forward": "fc3(fc2(fc1(x)))"}), batch=batch)
+    assert (problem.address, what in problem.what, hint in problem.hint) == (address, True, True), problem
+
+
 def test_lsuv_of_a_raw_parameter_is_refused(given, refusal):
     assert "is no layer" in refusal(builder.prove, given(raw("lsuv"))).what
 
@@ -305,6 +390,26 @@ def halves(tensor, generator, scale=1.0):
 def lazy(tensor, generator):
     """Leaves the last row as it was."""
     tensor.detach()[:-1].fill_(1.0)
+
+
+def raising(tensor, generator):
+    """Fails."""
+    raise KeyError("no such thing")
+
+
+def resizing(tensor, generator):
+    """Writes into another tensor than it was given."""
+    tensor.resize_(1).zero_()
+
+
+def replacing(tensor, generator):
+    """Gives the tensor other memory."""
+    tensor.set_(torch.zeros(tensor.shape))
+
+
+def careless(tensor, generator):
+    """Draws from the global generator."""
+    tensor.detach().normal_()
 
 
 def without_generator(tensor):
@@ -349,10 +454,26 @@ def test_function_that_is_not_allowed_or_does_not_fit_is_refused(given, refusal,
     )
 
 
-def test_function_that_leaves_values_unwritten_is_refused(refusal):
-    problem = refusal(builder.build, raw(f"{HERE}.lazy"), allow=[HERE])
-    assert "left 6 of 24 values unwritten" in problem.what
+@pytest.mark.parametrize(
+    ("function", "what", "hint"),
+    [
+        pytest.param("lazy", "left 6 of 24 values of 'w' unwritten", "in place", id="a row left"),
+        pytest.param("resizing", "left 23 of 24 values", "in place", id="another size"),
+        pytest.param("replacing", "left 24 of 24 values", "in place", id="other memory"),
+        pytest.param("raising", "raised KeyError for 'w' of shape (4, 6): 'no such thing'", "mend", id="an exception"),
+        pytest.param("careless", "drew 'w' from torch's global generator", "generator=generator", id="global draws"),
+    ],
+)
+def test_function_that_does_not_do_its_part_is_refused(refusal, function, what, hint):
+    problem = refusal(builder.build, raw(f"{HERE}.{function}"), allow=[HERE])
+    assert problem.address == "layers.w.init"
+    assert f"{HERE}.{function} {what}" in problem.what
+    assert hint in problem.hint
     assert nn is not None
+
+
+def test_function_may_draw_from_the_global_generator_where_the_rest_does():
+    assert builder.build(raw(f"{HERE}.careless"), allow=[HERE], rng="torch").w.isfinite().all()
 
 
 # ---- axes in a rule ------------------------------------------------------------------------------------------------

@@ -317,9 +317,9 @@ RULES = [
         {"rows": {"vocabulary": "x", "source": 3}}, ".rows", "got {", "source: FILE", id="a source that is a number"
     ),
     pytest.param(
-        {"rows": {"vocabulary": "x", "absent": "keep"}},
+        {"rows": {"vocabulary": "x", "absent": "random"}},
         ".rows.absent",
-        "got 'keep'",
+        "got 'random'",
         "zeros",
         id="another word for absent",
     ),
@@ -568,6 +568,97 @@ def test_parameters_that_are_skipped_fall_to_the_rule_below(given, file):
     built = builder.build(given(model(ones={"match": "fc.*", "policy": "ones"}, bert=rule)))
     assert torch.equal(built.fc[1].weight, A)
     assert torch.equal(built.fc[0].weight, torch.ones(4, 3))
+
+
+def kept(words):
+    """A rule for four words of which two are absent, whose rows it keeps."""
+    rows = {"vocabulary": words("mine.txt", "a", "x", "b", "y"), "absent": "keep"}
+    path = words("v.vec", "b 4 5 6", "a 1 2 3")
+    return {"match": "table.weight", "policy": "pretrained", "path": path, "rows": rows}
+
+
+BELOW = [
+    pytest.param({"policy": "normal", "std": 3.0}, id="in chunks"),
+    pytest.param({"policy": "orthogonal"}, id="whole"),
+    pytest.param({"policy": "expression", "value": "=i0 + 10 * i1"}, id="by index"),
+    pytest.param({"policy": "default"}, id="the layer's own"),
+]
+
+
+@pytest.mark.parametrize("rng", ["keyed", "torch"])
+@pytest.mark.parametrize("below", BELOW)
+def test_rows_of_absent_words_keep_what_the_rule_below_gives_them(below, rng, given, words):
+    rule = {"match": "table.weight", **below}
+    alone = builder.build(given(model(below=rule)), rng=rng).table.weight
+    built = builder.build(given(model(below=rule, words=kept(words))), rng=rng).table.weight
+    assert built[[0, 2]].tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert torch.equal(built[[1, 3]], alone[[1, 3]])
+    assert built[1].tolist() == [0, 0, 0], "a padding row that no file has is zero"
+
+
+def test_kept_rows_are_those_of_the_layer_where_no_rule_stands_below(given, words):
+    built = builder.build(given(model(words=kept(words))))
+    assert torch.equal(built.table.weight[3], builder.build(given(model())).table.weight[3])
+    assert torch.equal(builder.initial_values(built, "table.weight", rows=(1, 4)), built.table.weight[1:])
+
+
+def test_words_that_one_file_lacks_may_come_from_another(given, words):
+    other = {**kept(words), "path": words("w.vec", "x 7 7 7", "a 8 8 8")}
+    built = builder.build(
+        given(model(zeros={"match": "table.weight", "policy": "zeros"}, other=other, words=kept(words)))
+    )
+    assert built.table.weight.tolist() == [[1, 2, 3], [7, 7, 7], [4, 5, 6], [0, 0, 0]]
+
+
+def test_kept_rows_of_a_compressed_file_are_drawn_in_their_own_chunks(given, words, tmp_path):
+    count = 2**18  # rows of three values: two chunks
+    np.savez_compressed(tmp_path / "two.npz", w=np.ones((2, 3), np.float32))
+    rows = {
+        "vocabulary": words("mine.txt", *map(str, range(count))),
+        "source": words("theirs.txt", "0", "200000"),
+        "absent": "keep",
+    }
+    rule = {
+        "match": "table.weight",
+        "policy": "pretrained",
+        "path": str(tmp_path / "two.npz"),
+        "key": "w",
+        "rows": rows,
+    }
+    data = model()
+    data["layers"]["table"]["num_embeddings"] = count
+    alone = builder.build(given(data)).table.weight
+    built = builder.build(given({**data, "init": {"words": rule}})).table.weight
+    assert (built != alone).any(1).nonzero().flatten().tolist() == [0, 200000]
+    assert built[[0, 200000]].tolist() == [[1, 1, 1]] * 2
+
+
+@pytest.mark.parametrize(
+    ("below", "what", "hint"),
+    [
+        pytest.param({}, "no rule below gives 'w' values", "init: normal", id="nothing"),
+        pytest.param({"policy": "copy", "of": "fc.0.weight"}, "'w' is filled by copy otherwise", "zeros", id="copy"),
+    ],
+)
+def test_rows_that_nothing_would_give_cannot_be_kept(below, what, hint, words, refusal):
+    data = model(**({"below": {"match": "w", **below}} if below else {}), words={**kept(words), "match": "w"})
+    data["layers"]["w"] = {"kind": "Parameter", "shape": [4, 3]}
+    problem = refusal(builder.prove, data)
+    assert problem.address == "init.words.rows.absent"
+    assert what in problem.what
+    assert hint in problem.hint
+
+
+def test_rule_below_is_dead_only_where_it_gives_no_rows(words, refusal):
+    rules = {name: {"match": "table.weight", "policy": name} for name in ("ones", "zeros")}
+    problem = refusal(builder.prove, model(**rules, words=kept(words)))
+    assert (problem.address, "decides nothing" in problem.what) == ("init.ones", True)
+
+
+def test_kept_rows_of_a_buffer_are_those_that_are_declared(words):
+    rule = {**kept(words), "match": ["table.weight", "rows"]}
+    data = {**model(words=rule), "buffers": {"rows": {"value": "=full([4, 3], 9.0)"}}}
+    assert builder.build(data).rows.tolist() == [[1, 2, 3], [9, 9, 9], [4, 5, 6], [9, 9, 9]]
 
 
 def test_all_that_is_wrong_with_several_rules_is_told_at_once(given, file):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import pickletools
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from builder.initialize.tensor_file import Checkpoint, CheckpointError, Header, mapped_tensors
+from builder.initialize.files.tensor_file import Checkpoint, CheckpointError, Header, mapped_tensors
 
 MAX_NPY_HEADER = 10_000  # bytes, as in numpy
 DEFLATE = 1032  # how many bytes one byte of deflated data can stand for, at most
@@ -182,7 +183,7 @@ def _array(file: IO[bytes], name: str, size: int) -> _Array:
     parse = np.lib.format.read_array_header_2_0 if wide else np.lib.format.read_array_header_1_0
     try:
         shape, fortran, dtype = parse(head)
-    except (ValueError, TypeError, SyntaxError, RecursionError) as err:
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError) as err:
         raise CheckpointError(f"{name}: its header cannot be read: {str(err).splitlines()[0]}", remedy) from err
     if dtype.hasobject:
         raise CheckpointError(f"{name} holds pickled objects", remedy)

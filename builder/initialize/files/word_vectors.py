@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,9 +46,11 @@ class WordVectors:
 
     def _scan(self, size: int) -> None:
         with self._path.open("rb") as file:
-            count = self._read_count(file.readline(MAX_LINE), size)
+            begin = len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0
+            file.seek(begin)
+            count = self._read_count(file.readline(MAX_LINE), size - begin)
             if count is None:
-                file.seek(0)
+                file.seek(begin)
             while True:
                 offset = file.tell()
                 line = file.readline(MAX_LINE)
@@ -116,9 +119,10 @@ def _is_number(field: bytes) -> bool:
 
 
 def read_words(path: Path) -> list[bytes]:
-    """The words of a vocabulary file, one a line.
+    """The words of a vocabulary file, one a line; lines end as those of word vectors do, and a byte order mark is none.
 
     Raises:
         OSError: The file cannot be read.
     """
-    return path.read_bytes().splitlines()
+    lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
+    return [line.removesuffix(b"\r") for line in (lines if lines[-1] else lines[:-1])]

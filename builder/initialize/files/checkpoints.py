@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from builder.errors import did_you_mean
-from builder.initialize.archives import read_npy, read_npz, read_torch
-from builder.initialize.tensor_file import Checkpoint, CheckpointError, Header, Rows, mapped_tensors
-from builder.initialize.word_vectors import WordVectors, WordVectorsError
+from builder.initialize.files.archives import read_npy, read_npz, read_torch
+from builder.initialize.files.tensor_file import Checkpoint, CheckpointError, Header, Rows, mapped_tensors
+from builder.initialize.files.word_vectors import WordVectors, WordVectorsError
 
 MAX_INDEX = 100_000_000  # bytes of a sharded checkpoint's index
 WORDS = (".txt", ".vec", ".glove")
