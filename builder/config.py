@@ -6,8 +6,10 @@ Shared by `train.py` and `python -m builder`. Torch is not needed here.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -16,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from builder.errors import BuilderError, Problem, did_you_mean
+from builder.errors import BuilderError, Problem, at, did_you_mean
 from builder.help import CONF, ROOT
 from builder.load import Places, positions
 
@@ -34,24 +36,82 @@ class Origin:
         places: File and line, or override, of each of the model's keys.
         name: The model's name, from the choice of the group `model`.
         scheme_name: What the table calls the rules of the chosen init scheme.
+        place_of: The place of any key of the whole config, by its address.
     """
 
     places: Places
     name: str
     scheme_name: str
+    place_of: Callable[[str], str]
+
+    def locate(self, err: BuilderError) -> BuilderError:
+        """The same error, each problem with its place in the config."""
+        return BuilderError(err.subject, [at(problem, self.place_of(problem.address)) for problem in err.problems])
 
 
 def origin(choices: Mapping[str, str], overrides: Sequence[str]) -> Origin:
     """The origin of a composed model, from Hydra's choices and task overrides."""
     name = str(choices.get("model", "model"))
-    file = CONF / "model" / f"{name}.yaml"
-    known = positions(file) if file.is_file() else Places(name)
-    given = {}
-    for override in overrides:
-        key, _, _ = override.lstrip("+~").partition("=")
-        if key.startswith("model."):
-            given[key.removeprefix("model.")] = override
-    return Origin(Places(known.file, known.lines, known.texts, given), name, f"init={choices.get('init', 'model')}")
+    whole = cache(lambda: _merged(_files(choices), overrides))  # ten files, which are read where something is wrong
+
+    def place_of(address: str) -> str:
+        return whole().of(address)
+
+    model = [(group, path) for group, path in _files(choices) if group in ("model", "")]
+    known = _within(_merged(model, overrides), "model")
+    label = f"{name}.yaml" if (CONF / "model" / f"{name}.yaml").is_file() else name
+    places = replace(known, file=label, outside=place_of)
+    return Origin(places, name, f"init={choices.get('init', 'model')}", place_of)
+
+
+def _files(choices: Mapping[str, str]) -> list[tuple[str, Path]]:
+    """The files that a config was composed of, each with the section that it fills; later ones win."""
+    files = [("", CONF / "config.yaml")]
+    for group, choice in choices.items():
+        found = [folder / group / f"{choice}.yaml" for folder in (CONF, ROOT)]
+        files += [("" if group == "recipes" else group, path) for path in found if path.is_file()]
+    return sorted(files, key=lambda file: file[1].parent.name == "recipes")  # they fill in over the groups
+
+
+def _merged(files: Sequence[tuple[str, Path]], overrides: Sequence[str]) -> Places:
+    """The places of all keys of several files and of the command line."""
+    lines: dict[str, int] = {}
+    texts: dict[str, int] = {}
+    names: dict[str, str] = {}
+    sections = {section for section, _ in files}
+    keys = [(text.lstrip("+~").partition("=")[0], text) for text in overrides]
+    given = {key: text for key, text in keys if key not in sections}  # `optimizer=sgd` chooses a file, and sets no key
+    for section, path in files:
+        found = positions(path)
+        before = f"{section}." if section else ""
+        lines |= {f"{before}{key}": line for key, line in found.lines.items()}
+        texts |= {f"{before}{key}": line for key, line in found.texts.items()}
+        shown = path.name if path.parent.name in ("model", CONF.name) else f"{path.parent.name}/{path.name}"
+        names |= {f"{before}{key}": shown for key in found.lines}
+        if section and found.lines:
+            lines[section], names[section] = min(found.lines.values()), shown
+    return Places("", lines, texts, {**_borrowed(given, files), **given}, names)
+
+
+def _borrowed(given: Mapping[str, str], files: Sequence[tuple[str, Path]]) -> dict[str, str]:
+    """Keys that stand for another one, `T_max: ${trainer.max_epochs}`, which the command line sets."""
+    found = {}
+    for section, path in files:
+        text = path.read_text(encoding="utf-8").splitlines()
+        for key, line in positions(path).lines.items():
+            for name in re.findall(r"\$\{([\w.]+)\}", text[line - 1]):
+                if name in given:
+                    found[f"{section}.{key}".lstrip(".")] = given[name]
+    return found
+
+
+def _within(places: Places, section: str) -> Places:
+    """The places of one section's keys, by their addresses in it."""
+
+    def inner(found: Mapping[str, Any]) -> dict[str, Any]:
+        return {k.removeprefix(f"{section}."): v for k, v in found.items() if k.startswith(f"{section}.")}
+
+    return Places("", inner(places.lines), inner(places.texts), inner(places.overrides), inner(places.files))
 
 
 def _as_given(overrides: Any) -> list[str]:

@@ -21,16 +21,20 @@ class Problem:
         what: What is wrong, with what was given.
         hint: What to do about it, in one or more lines.
         place: Where it stands: `line 31`, `gpt.yaml:31`, or the command-line override.
+        outside: Whether the address is that of a rule that was given beside the model file, and does not stand in it.
+        text_line: The line within the text of the key, from 1, where it is about one.
     """
 
     address: str
     what: str
     hint: str = ""
     place: str = ""
+    outside: bool = False
+    text_line: int | None = None
 
     def __str__(self) -> str:
-        place = f" ({self.place})" if self.place else ""
-        head = f"  {self.address}{place}: {self.what}"
+        place = self.place or (f"line {self.text_line} of its text" if self.text_line else "")
+        head = f"  {self.address}{f' ({place})' if place else ''}: {self.what}"
         return "\n".join([head, *(f"      {line}" for line in self.hint.splitlines())])
 
 
@@ -73,7 +77,8 @@ def did_you_mean(given: object, known: Iterable[str], most: int = 12) -> str:
     known: kaiming_uniform, zeros
     """
     words = sorted(known)
-    near = difflib.get_close_matches(str(given), words, n=1, cutoff=0.6)
+    near = [word for word in words if word.lower() == str(given).lower()]
+    near = near or difflib.get_close_matches(str(given), words, n=1, cutoff=0.6)
     lines = [f"did you mean '{near[0]}'?"] if near else []
     shown = words if len(words) <= most else difflib.get_close_matches(str(given), words, n=most, cutoff=0.0)
     tail = f", ... ({len(words)} in all)" if len(words) > most else ""

@@ -10,10 +10,11 @@ import ast
 import math
 import operator
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from builder.errors import did_you_mean
-from builder.language import BUILTINS, MATH, LanguageError, parse_expression
+from builder.language import BUILTINS, MATH, LanguageError, names_read, parse_expression
 
 MAX_BITS = 256  # of an integer that an expression may give
 MAX_ITEMS = 10_000  # of a list, string or range that an expression may give, those of inner lists included
@@ -58,11 +59,15 @@ def evaluate(expression: ast.expr | str, values: Mapping[str, Any]) -> Any:
     Raises:
         LanguageError: An unknown name, a result out of bounds, or an error of arithmetic.
     """
-    tree = parse_expression(expression) if isinstance(expression, str) else expression
+    tree = _parsed(expression) if isinstance(expression, str) else expression
     try:
         return _Evaluation().value(tree, values)
     except (ArithmeticError, TypeError, ValueError, IndexError, KeyError) as err:
-        raise LanguageError(f"{ast.unparse(tree)}: {err}") from err
+        given = ", ".join(f"{name} = {values[name]!r}" for name in sorted(names_read(tree)) if name in values)
+        raise LanguageError(f"{ast.unparse(tree)}: {err}", hint=f"here {given}" if given else "mend it") from err
+
+
+_parsed = lru_cache(4096)(parse_expression)  # an expression of a repeated layer is computed once a layer
 
 
 class _Evaluation:

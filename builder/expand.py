@@ -15,7 +15,7 @@ from builder.evaluate import evaluate
 from builder.language import LanguageError, is_expression
 from builder.spec import REQUIRED, BlockSpec, LayerSpec, ModelSpec
 
-MAX_INSTANCES = 100_000
+MAX_INSTANCES = 50_000
 MAX_REPEAT = 10_000
 
 

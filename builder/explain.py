@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.init import calculate_gain
 
 from builder.build import Proof, materialise
 from builder.errors import BuilderError, Problem, did_you_mean
 from builder.groups import Group
+from builder.initialize.dispatch import padding_row
 from builder.initialize.draws import basic, default_policy, fans
 from builder.initialize.fill import initial_values
 from builder.initialize.plan import RESET, Decision
@@ -38,9 +40,9 @@ class Explanation:
         fans: Fan-in and fan-out, where it has two dimensions or more.
         gain: What the policy multiplies the scale by, where it has one.
         theory: Moments in theory, where the policy has them.
-        mean: Mean as drawn.
+        mean: Mean as drawn; of complex values, of their real parts.
         std: Standard deviation as drawn.
-        z: Standard errors between drawn and theoretical mean and std.
+        z: Standard errors between drawn and theoretical mean and std; a row kept at zero is left out.
         seed: The init seed of the drawn values.
     """
 
@@ -72,7 +74,9 @@ def explain(proof: Proof, name: str, *, seed: int = 0, rng: str = "keyed") -> Ex
     owner = proof.ties.get(name, name)
     entry, decision = entries[owner], proof.decisions[owner]
     values = _values(proof, owner, seed, rng)
-    theory = _theory(proof, entry, decision)
+    theory = None if values.is_complex() else _theory(proof, entry, decision)
+    row = padding_row(entry, decision, proof.meta)
+    drawn = values if row is None else torch.cat([values[:row], values[row + 1 :]])
     return Explanation(
         row=table[name],
         declared=_placed(proof, entries[name].instance.address),
@@ -82,9 +86,9 @@ def explain(proof: Proof, name: str, *, seed: int = 0, rng: str = "keyed") -> Ex
         fans=fans(entry.shape, decision.axes) if len(entry.shape) >= 2 else None,
         gain=_gain(decision),
         theory=theory,
-        mean=float(values.double().mean()),
-        std=float(values.double().std()) if values.numel() > 1 else 0.0,
-        z=theory.z_scores(values) if theory else None,
+        mean=_wide(values).mean().real.item(),
+        std=_wide(values).std().item() if values.numel() > 1 else 0.0,
+        z=theory.z_scores(drawn) if theory else None,
         seed=seed,
     )
 
@@ -93,6 +97,10 @@ def _values(proof: Proof, name: str, seed: int, rng: str) -> Tensor:
     if rng == "keyed" and proof.decisions[name].policy not in (RESET, "lsuv"):
         return initial_values(proof, name, seed=seed)
     return materialise(proof, seed=seed, rng=rng).get_parameter(name).detach()
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.complex128 if values.is_complex() else torch.float64)
 
 
 def _policy(proof: Proof, entry: Entry, decision: Decision) -> tuple[str, Mapping[str, Any]]:
@@ -123,9 +131,10 @@ def _gain(decision: Decision) -> float | None:
 def _placed(proof: Proof, address: str) -> str:
     """An address with its file and line, and with the overrides of keys within it."""
     places = proof.loaded.places
-    within = [text for key, text in places.overrides.items() if key.startswith(f"{address}.")]
-    shown = [place for place in (places.of(address), *(f"override {text}" for text in within)) if place]
-    return f"{address} ({', '.join(shown)})" if shown else address
+    _, _, rule = address.partition(": ")  # a rule of a scheme: `init=orthogonal: matrices`
+    outside = places.outside(f"init.{rule}") if rule and places.outside else ""
+    place = outside if rule else places.of(address)
+    return f"{address} ({place})" if place else address
 
 
 def _call(policy: str, arguments: Mapping[str, Any]) -> str:
@@ -133,7 +142,7 @@ def _call(policy: str, arguments: Mapping[str, Any]) -> str:
     return f"{policy}{f', {given}' if given else ''}"
 
 
-_OWN_KEYS = frozenset({"args", "parameter", "address"})  # what a plan adds to a policy's arguments
+_OWN_KEYS = frozenset({"args", "parameter", "address", "keeps"})  # what a plan adds to a policy's arguments
 
 
 def _short(value: Any) -> str:

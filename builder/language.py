@@ -143,7 +143,8 @@ def _parse(text: str, mode: str) -> ast.AST:
         return ast.parse(text, mode=mode)
     except SyntaxError as err:
         cut = text.count("(") > text.count(")") or text.count("[") > text.count("]")
-        hint = "inside {...} YAML ends a value at a comma or bracket: put the expression in quotes" if cut else ""
+        hint = "inside {...} YAML ends a value at a comma or bracket: put the expression in quotes"
+        hint = hint if cut and mode == "eval" else "it is written as in Python: mend the line"
         raise LanguageError(f"{text.splitlines()[0] if text else text!r}: {err.msg}", err.lineno or 1, hint) from err
     except (ValueError, RecursionError, MemoryError) as err:
         raise LanguageError(f"cannot be parsed ({type(err).__name__})", hint="nest less deeply") from err

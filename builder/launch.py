@@ -31,11 +31,13 @@ def train(config: DictConfig) -> None:
 
     started = time.perf_counter()
     in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
+    origin = running_origin()
     try:
-        run(config, running_origin())
+        run(config, origin)
     except Exception as caught:
         # A section that was taken out of the config (`~callbacks`) is missed only where it is read.
         err = unresolved(caught) if isinstance(caught, OmegaConfBaseException) else caught
+        err = origin.locate(err) if isinstance(err, BuilderError) else err
         if not in_sweep and not isinstance(err, BuilderError):
             raise
         print(err if isinstance(err, BuilderError) else traceback.format_exc(), file=sys.stderr)

@@ -6,8 +6,8 @@ Aliases are bounded before anything is expanded, and resolvers (`${oc.env:...}`)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 from builder.errors import BuilderError, Problem, at, did_you_mean, raise_all
 from builder.spec import ModelSpec, read_spec
 
-MAX_BYTES = 4_000_000
-MAX_NODES = 200_000  # after aliases are expanded
+MAX_BYTES = 1_000_000
+MAX_NODES = 20_000  # of YAML, after aliases are expanded
+
+_LARGE = "keep large values in a file of their own: {policy: pretrained, path: values.npy}"
 
 Source = str | Path | Mapping[str, Any] | DictConfig
 
@@ -33,28 +35,38 @@ class Places:
         lines: Line of each key, from 1.
         texts: Line on which the text of a key begins (a block scalar begins below its key).
         overrides: Address → command-line override.
+        files: File of each key that stands in another one.
+        outside: Address → place, for the rules that are given beside the model file.
     """
 
     file: str = ""
     lines: Mapping[str, int] = field(default_factory=dict)
     texts: Mapping[str, int] = field(default_factory=dict)
     overrides: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    outside: Callable[[str], str] | None = None
 
     def of(self, address: str, text_line: int | None = None) -> str:
-        """The place of an address, or of the nearest key that holds it; empty where none is known."""
+        """The place of an address, or of the nearest key that holds it; the file alone where no key does."""
         parts = address.split(".")
         for count in range(len(parts), 0, -1):
             key = ".".join(parts[:count])
             if key in self.overrides:
                 return f"override {self.overrides[key]}"
+            within = [f"override {text}" for name, text in self.overrides.items() if name.startswith(f"{key}.")]
             if key in self.lines:
                 line = self.lines[key] if text_line is None or count < len(parts) else self.texts[key] + text_line - 1
-                return f"{self.file}:{line}" if self.file else f"line {line}"
-        return ""
+                file = self.files.get(key, self.file)
+                return ", ".join([f"{file}:{line}" if file else f"line {line}", *within * (count == len(parts))])
+            if within:
+                return ", ".join(within)
+        return self.file
 
-    def fill(self, problem: Problem, text_line: int | None = None) -> Problem:
+    def fill(self, problem: Problem) -> Problem:
         """The problem with its place."""
-        return at(problem, self.of(problem.address, text_line))
+        if problem.outside:
+            return at(problem, (self.outside(problem.address) if self.outside else "") or "given from outside")
+        return at(problem, self.of(problem.address, problem.text_line))
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,8 @@ class Loaded:
     @property
     def subject(self) -> str:
         """What an error of this model begins with."""
-        return f"model {self.places.file or self.name}"
+        changed = [text for key, text in self.places.overrides.items() if key.startswith("args.")]
+        return f"model {self.places.file or self.name}{' with ' if changed else ''}{', '.join(changed)}"
 
     def refuse(self, problems: list[Problem]) -> None:
         """Raises the problems, each with its place, or returns where there is none."""
@@ -99,14 +112,17 @@ def load(
         data, places = read_file(source)
         name = name or Path(source).stem
     elif isinstance(source, DictConfig):
-        data = _to_plain(source, "model")
+        data = _to_plain(source, places or Places())
     elif isinstance(source, Mapping):
-        data = _to_plain(_as_config(source), "model")
+        data = _to_plain(_as_config(source), places or Places())
     else:
         raise BuilderError(
             "model", [Problem("model", f"got a {type(source).__name__}", "give a path, a mapping or a DictConfig")]
         )
     places = places or Places()
+    if args:
+        given = {f"args.{key}": f"args={{{key!r}: {value!r}}}" for key, value in args.items()}
+        places = replace(places, overrides={**places.overrides, **given})
     subject = f"model {places.file or name or 'file'}"
     problems = _override_args(data, args or {})
     spec, found = read_spec(data)
@@ -123,8 +139,8 @@ def read_file(file: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str
     """
     path = Path(file)
     text = _read_text(path)
-    data = _parse_yaml(text, path.name)
-    places = Places(path.name, *_positions(text), {text.partition("=")[0]: text for text in overrides})
+    data, places = _parse_yaml(text, path.name)
+    places = replace(places, overrides={text.partition("=")[0]: text for text in overrides})
     wrong = [
         Problem(text, "is not an override", "write key=value, as in args.d=128")
         for text in overrides
@@ -146,7 +162,7 @@ def read_file(file: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str
         try:
             merged = OmegaConf.merge(OmegaConf.create(data), OmegaConf.from_dotlist(list(overrides)))
             assert isinstance(merged, DictConfig), "two mappings merge to a mapping"
-            data = _to_plain(merged, f"model {path.name}")
+            data = _to_plain(merged, places)
         except (OmegaConfBaseException, yaml.YAMLError) as err:
             raise BuilderError(
                 "overrides",
@@ -176,7 +192,9 @@ def _override_args(data: dict[str, Any], args: Mapping[str, Any]) -> list[Proble
 def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise BuilderError(f"model {path}", [Problem(str(path), f"the file is larger than {MAX_BYTES} bytes")])
+            raise BuilderError(
+                f"model {path}", [Problem(str(path), f"the file is larger than {MAX_BYTES} bytes", _LARGE)]
+            )
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
         missing = isinstance(err, FileNotFoundError)
@@ -186,7 +204,7 @@ def _read_text(path: Path) -> str:
         raise BuilderError(f"model {path}", [Problem(str(path), reason, hint)]) from err
 
 
-def _parse_yaml(text: str, file: str) -> dict[str, Any]:
+def _parse_yaml(text: str, file: str) -> tuple[dict[str, Any], Places]:
     try:
         _bound_aliases(text)
         config = OmegaConf.create(text)
@@ -194,18 +212,25 @@ def _parse_yaml(text: str, file: str) -> dict[str, Any]:
         mark = getattr(err, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark else file
         what = getattr(err, "problem", None) or str(err) or "nested too deeply"
-        raise BuilderError(
-            f"model {file}", [Problem("yaml", str(what), "check indentation, colons and quotes", place)]
-        ) from err
+        raise BuilderError(f"model {file}", [Problem("yaml", str(what), _yaml_hint(str(what)), place)]) from err
     if not isinstance(config, DictConfig):
         raise BuilderError(
             f"model {file}", [Problem("model", "the file is not a mapping", "begin with `layers:`", file)]
         )
-    return _to_plain(config, f"model {file}")
+    places = Places(file, *_positions(text))
+    return _to_plain(config, places), places
+
+
+def _yaml_hint(what: str) -> str:
+    if "nodes" in what:
+        return _LARGE
+    if "duplicate key" in what:
+        return "a name stands once in its section: rename or remove one"
+    return "check indentation, colons and quotes"
 
 
 def _bound_aliases(text: str) -> None:
-    """Refuses YAML whose aliases stand for more nodes than `MAX_NODES` (OmegaConf 2.3 has no limit)."""
+    """Refuses YAML of more nodes than `MAX_NODES`, what aliases stand for included (OmegaConf 2.3 has no limit)."""
     sizes: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = []
     total = 0
@@ -228,7 +253,7 @@ def _bound_aliases(text: str) -> None:
             open_nodes[-1] = (anchor, inner + size)
         total = max(total, size, open_nodes[-1][1] if open_nodes else 0)
         if total > MAX_NODES:
-            raise yaml.YAMLError(f"aliases stand for more than {MAX_NODES} nodes")
+            raise yaml.YAMLError(f"more than {MAX_NODES} nodes, aliases included")
 
 
 def _as_config(source: Mapping[str, Any]) -> DictConfig:
@@ -253,13 +278,16 @@ def _resolvers(data: Any, address: str = "") -> list[Problem]:
     return []
 
 
-def _to_plain(config: DictConfig, subject: str) -> dict[str, Any]:
-    raise_all(subject, _resolvers(OmegaConf.to_container(config, resolve=False)))
+def _to_plain(config: DictConfig, places: Places) -> dict[str, Any]:
+    subject = f"model {places.file}".strip()
+    raise_all(subject, [places.fill(p) for p in _resolvers(OmegaConf.to_container(config, resolve=False))])
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as err:
-        address = str(getattr(err, "full_key", "") or "model")
-        raise BuilderError(subject, [Problem(address, str(err).splitlines()[0], "mend the interpolation")]) from err
+        problem = Problem(
+            str(getattr(err, "full_key", "") or "model"), str(err).splitlines()[0], "mend the interpolation"
+        )
+        raise BuilderError(subject, [places.fill(problem)]) from err
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

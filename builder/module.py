@@ -18,11 +18,13 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from builder.allowed import allowed_object, is_dotted
 from builder.errors import BuilderError, Problem, did_you_mean
@@ -43,6 +45,7 @@ _CONTAINERS = {
     "Container",
     "DataParallel",
 }
+MAX_VALUES = 10**11  # of one tensor: 400 GB in float32; the largest of a published model of 405 billion has 2 * 10**9
 KINDS: dict[str, type[nn.Module]] = {
     name: value
     for name, value in vars(nn).items()
@@ -88,7 +91,7 @@ def check_kinds(spec: ModelSpec, expansion: Expansion, allow: Sequence[str] = ()
             continue
         if kind == "Parameter":
             problems += _check_parameter(instance)
-        elif is_dotted(kind):
+        elif is_dotted(kind) and not kind.startswith(("nn.", "torch.nn.")):
             cls, found = allowed_object(kind, allow, f"{address}.kind", "layer class", _is_layer_class)
             problems += found or list(_check_arguments(cls, instance))
         elif kind not in KINDS:
@@ -108,6 +111,8 @@ def _kind_hint(kind: str, known: set[str]) -> str:
         return "a lazy layer has no shape before data; give its sizes by expressions"
     if kind in _CONTAINERS:
         return "use repeat, or a block"
+    if kind.rpartition(".")[2] in KINDS and kind.startswith(("nn.", "torch.nn.")):
+        return f"write kind: {kind.rpartition('.')[2]}"
     allowed = "allowed: Parameter, a public class of torch.nn, a block of this file, a class that the caller allows"
     return f"{did_you_mean(kind, known, most=6)}\n{allowed}"
 
@@ -117,6 +122,7 @@ def _check_parameter(instance: Instance) -> Iterator[Problem]:
     if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
         yield Problem(f"{instance.address}.shape", f"shape is {shape!r}", "a list of whole numbers above zero")
         return
+    yield from too_large(f"{instance.address}.shape", shape)
     if axes is not None and (
         not isinstance(axes, list)
         or len(axes) != len(shape)
@@ -131,10 +137,15 @@ def _check_parameter(instance: Instance) -> Iterator[Problem]:
         )
 
 
+def too_large(address: str, shape: Sequence[int]) -> list[Problem]:
+    """A problem where a tensor would have more than `MAX_VALUES` values."""
+    count = math.prod(shape)
+    what = f"{count:.3g} values in one tensor; the limit is {MAX_VALUES:.0e}"
+    return [Problem(address, what, "make it smaller")] if count > MAX_VALUES else []
+
+
 def _check_arguments(cls: type[nn.Module], instance: Instance) -> Iterator[Problem]:
-    known = {
-        name: p for name, p in inspect.signature(cls.__init__).parameters.items() if name not in ("self", "device")
-    }
+    known = _arguments_of(cls.__init__)
     open_ended = any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in known.values())
     for key, value in instance.values.items():
         address = f"{instance.address}.{key}"
@@ -153,6 +164,19 @@ def _check_arguments(cls: type[nn.Module], instance: Instance) -> Iterator[Probl
             yield Problem(instance.address, f"{cls.__name__} needs {key!r}", f"give {key}: ...")
 
 
+def _number_hint(value: object) -> str:
+    if isinstance(value, bool):
+        return "YAML reads yes/no/on/off/true/false as bools"
+    named = isinstance(value, str) and value.isidentifier()
+    return f"write a number, or an expression over args: ={value}" if named else "write a number"
+
+
+@cache
+def _arguments_of(constructor: Callable[..., None]) -> Mapping[str, inspect.Parameter]:
+    parameters = inspect.signature(constructor).parameters
+    return {name: parameter for name, parameter in parameters.items() if name not in ("self", "device")}
+
+
 def _check_value(cls: type[nn.Module], key: str, value: Any, annotation: str, address: str) -> Iterator[Problem]:
     annotation = annotation.removeprefix("<class '").removesuffix("'>")
     if annotation in ("int", "float") or key in _POSITIVE:
@@ -160,7 +184,7 @@ def _check_value(cls: type[nn.Module], key: str, value: Any, annotation: str, ad
             yield Problem(
                 address,
                 f"{key} of {cls.__name__} is a number, got {value!r}",
-                "YAML reads yes/no/on/off/true/false as bools" if isinstance(value, bool) else "write a number",
+                _number_hint(value),
             )
             return
         if (annotation == "int" or key in _POSITIVE) and not isinstance(value, int):
@@ -243,7 +267,7 @@ def problem_of(
     address, text_line, statement = origin_of(err, cls, source)
     message = str(err).splitlines()[0] if str(err) else type(err).__name__
     shown = f"`{statement}`: {message}" if statement else message
-    return loaded.places.fill(Problem(address, shown, hint), text_line)
+    return loaded.places.fill(Problem(address, shown, hint, text_line=text_line))
 
 
 def construct(loaded: Loaded, source: ModelSource, args: Mapping[str, Any], make: Callable[[], Any]) -> nn.Module:
@@ -261,9 +285,33 @@ def construct(loaded: Loaded, source: ModelSource, args: Mapping[str, Any], make
         raise
 
 
-def on_meta() -> torch.device:
+@contextmanager
+def on_meta() -> Iterator[None]:
     """A context in which tensors have shapes and no memory."""
-    return torch.device("meta")
+    with torch.device("meta"), _NoValuesOnMeta():
+        yield
+
+
+class _NoValuesOnMeta(TorchFunctionMode):
+    """Leaves out what writes values into tensors on meta: torch 2.13 imports its compiler to do so, for a second."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _FILLS:
+            filled = args[0] if args else kwargs["tensor"]
+            if filled.is_meta:
+                return filled
+        return func(*args, **kwargs)
+
+
+_FILLS = frozenset(
+    (
+        *(nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, nn.init.constant_, nn.init.kaiming_uniform_),
+        *(torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.fill_, torch.Tensor.zero_),
+    )
+)
 
 
 @contextmanager
@@ -278,7 +326,8 @@ def parameters_on_meta() -> Iterator[None]:
 
     nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
     try:
-        yield
+        with _NoValuesOnMeta():
+            yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
@@ -367,6 +416,13 @@ def entries(module: nn.Module, expansion: Expansion) -> list[Entry]:
         found.append(Entry(name, kind, tuple(parameter.shape), parameter.requires_grad, owner, local, instance))
     order = {instance.path: i for i, instance in enumerate(expansion.instances)}
     return sorted(found, key=lambda entry: order[entry.instance.path])
+
+
+def check_sizes(module: nn.Module, expansion: Expansion) -> list[Problem]:
+    """Which tensors of a module on meta are larger than any machine holds."""
+    found = [too_large(entry.instance.address, entry.shape) for entry in entries(module, expansion)]
+    found += [too_large(f"buffers.{name}", buffer.shape) for name, buffer in module.named_buffers()]
+    return [problem for problems in found for problem in problems]
 
 
 def buffer_entries(module: nn.Module, expansion: Expansion) -> list[Entry]:

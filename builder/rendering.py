@@ -6,6 +6,7 @@ Names resolve to locals, then arguments, inputs, layers, parameters and buffers,
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -70,6 +71,7 @@ class Renderer(ast.NodeTransformer):
         self.locals: set[str] = set()
         self.plain: set[str] = set(scope.arguments)
         self.layers: set[str] = set(scope.layers)  # names that stand for a layer, locals among them
+        self.grown: frozenset[str] = frozenset()  # lists that are appended to
 
     def expression(self, tree: ast.expr) -> str:
         """The source text of an expression."""
@@ -78,6 +80,8 @@ class Renderer(ast.NodeTransformer):
     def statements(self, body: Iterable[ast.stmt], indent: int = 0) -> Iterator[tuple[int, str]]:
         """The source lines of statements, each with the line of the text that it came from."""
         pad = "    " * indent
+        body = list(body)
+        self.grown = self.grown if indent else _grown_lists(body)
         for statement in body:
             line = statement.lineno
             match statement:
@@ -86,6 +90,9 @@ class Renderer(ast.NodeTransformer):
                 case ast.Return():
                     if statement.value is None:
                         raise LanguageError("returns nothing", line, "return a tensor, a tuple or a dict")
+                    if isinstance(statement.value, ast.Constant):
+                        what = f"returns {type(statement.value.value).__name__}"
+                        raise LanguageError(what, line, "return a tensor, a tuple or a dict of tensors")
                     yield line, f"{pad}return {self._bare(statement.value)}"
                 case ast.For():
                     self._bind(
@@ -111,6 +118,9 @@ class Renderer(ast.NodeTransformer):
     def _assignment(self, statement: ast.Assign | ast.AugAssign) -> str:
         if isinstance(statement, ast.AugAssign):
             assert isinstance(statement.target, ast.Name)
+            if statement.target.id in self.grown:
+                assert isinstance(statement.value, ast.List), "a list grows by a list"
+                return f"{statement.target.id}.append({self.expression(statement.value.elts[0])})"
             read = ast.copy_location(ast.Name(statement.target.id, ast.Load()), statement.target)
             right: ast.expr = ast.BinOp(read, statement.op, statement.value)
             left: ast.expr = statement.target
@@ -193,8 +203,10 @@ class Renderer(ast.NodeTransformer):
         if isinstance(node.value, ast.Name) and node.value.id == "math" and node.attr in MATH | {"inf"}:
             return ast.parse(f"math.{node.attr}", mode="eval").body
         if node.attr not in ATTRIBUTES and not self._is_part(node):
+            self._refuse_prefix(node)
+            known = {*ATTRIBUTES, *(LAYER_ATTRIBUTES if self._is_layer(node.value) else ())}
             raise LanguageError(
-                f"attribute {node.attr!r} is not part of the language", node.lineno, did_you_mean(node.attr, ATTRIBUTES)
+                f"attribute {node.attr!r} is not part of the language", node.lineno, did_you_mean(node.attr, known)
             )
         node.value = self.visit(node.value)
         return node
@@ -242,6 +254,8 @@ class Renderer(ast.NodeTransformer):
                 "det",
             ):
                 return ast.parse(f"torch.linalg.{function.attr}", mode="eval").body
+        if not self._is_part(function):
+            self._refuse_prefix(function)
         if function.attr not in METHODS and not self._is_part(function):
             raise LanguageError(
                 f"method {function.attr!r} is not part of the language",
@@ -295,13 +309,51 @@ class Renderer(ast.NodeTransformer):
     def _iterates_numbers(self, node: ast.expr) -> bool:
         return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range"
 
+    def _refuse_prefix(self, node: ast.Attribute) -> None:
+        """Refuses `self.fc`, `torch.relu`, `F.relu`: here functions and layers stand by their own names."""
+        base: ast.expr = node
+        while isinstance(base, ast.Attribute):
+            base = base.value
+        if isinstance(base, ast.Name) and base.id in RESERVED:
+            raise LanguageError(f"unknown name {base.id!r}", node.lineno, f"write {node.attr} by its own name")
+
     def _unknown(self, node: ast.Name) -> LanguageError:
         near = {*self.scope.names(), *self.locals, *TORCH, *FUNCTIONAL, *MATH, *BUILTINS}
         return LanguageError(f"unknown name {node.id!r}", node.lineno, did_you_mean(node.id, near, most=6))
 
 
+def _grown_lists(body: Iterable[ast.stmt]) -> frozenset[str]:
+    """Locals that begin as a list, grow by `+= [item]`, and are read by functions of tensors alone, not looped over."""
+    nodes = [node for statement in body for node in ast.walk(statement)]
+    begins = [name for node in nodes if isinstance(node, ast.Assign) for name in _begins_as_list(node)]
+    grows = [
+        node.target.id
+        for node in nodes
+        if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name) and isinstance(node.op, ast.Add)
+        if isinstance(node.value, ast.List) and len(node.value.elts) == 1
+    ]
+    reads = [
+        argument.id
+        for node in nodes
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in TORCH | FUNCTIONAL
+        for argument in node.args
+        if isinstance(argument, ast.Name)
+    ]
+    known = Counter([*begins, *grows, *reads])
+    every = Counter(node.id for node in nodes if isinstance(node, ast.Name))
+    return frozenset(name for name in {*begins} & {*grows} if known[name] == every[name])
+
+
+def _begins_as_list(node: ast.Assign) -> list[str]:
+    target, value = node.targets[0], node.value
+    pairs = [(target, value)]
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
+        pairs = list(zip(target.elts, value.elts, strict=True))
+    return [name.id for name, item in pairs if isinstance(name, ast.Name) and isinstance(item, ast.List)]
+
+
 def _without_parentheses(tree: ast.expr, text: str) -> str:
-    return text[1:-1] if isinstance(tree, ast.Tuple) and tree.elts else text
+    return text[1:-1] if isinstance(tree, ast.Tuple) and len(tree.elts) > 1 else text
 
 
 def _check_dropout(name: str, call: ast.Call) -> None:

@@ -19,9 +19,10 @@ _INTERNAL = frozenset(vars(nn.Module()))  # what every module has; `training` is
 
 @contextmanager
 def equal_blocks_once(module: nn.Module) -> Iterator[None]:
-    """A context in which equal blocks of a repeat, called with inputs of equal shapes, compute once.
+    """A context in which equal blocks of a repeat, called in one mode with inputs of equal shapes, compute once.
 
-    The others give empty tensors of the shapes that the first gave. A module with real parameters runs as it is.
+    The others give empty tensors of the shapes that the first gave. The context is entered in train mode; blocks that
+    were equal there are equal in eval mode. A module with real parameters runs as it is.
     """
     if not all(parameter.is_meta for parameter in module.parameters()):
         yield
@@ -30,7 +31,7 @@ def equal_blocks_once(module: nn.Module) -> Iterator[None]:
     repeated = [block for parent in module.modules() if isinstance(parent, nn.ModuleList) for block in parent]
     blocks = [block for block in repeated if hasattr(type(block), "_builder_source")]
     for block in blocks:
-        block.forward = partial(_recall, block.forward, (type(block), _settings(block)), seen)
+        block.forward = partial(_recall, block.forward, block, (type(block), _settings(block)), seen)
     try:
         yield
     finally:
@@ -38,9 +39,16 @@ def equal_blocks_once(module: nn.Module) -> Iterator[None]:
             block.__dict__.pop("forward", None)
 
 
-def _recall(forward: Callable[..., Any], block: Hashable, seen: dict[Hashable, Any], *args: Any, **kwargs: Any) -> Any:
+def _recall(
+    forward: Callable[..., Any],
+    block: nn.Module,
+    settings: Hashable,
+    seen: dict[Hashable, Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     try:
-        key = (block, _shapes([args, kwargs]))
+        key = (settings, block.training, _shapes([args, kwargs]))
     except TypeError:  # an input of which it is not known what forward reads of it
         return forward(*args, **kwargs)
     if key not in seen:

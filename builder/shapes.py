@@ -8,7 +8,7 @@ forward that looks at values cannot run on meta; it can be run on a tiny real ba
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from builder.evaluate import evaluate
 from builder.expand import Expansion
 from builder.language import LanguageError, is_expression
 from builder.load import Loaded
-from builder.module import origin_of, problem_of
+from builder.module import origin_of, problem_of, too_large
 from builder.repeats import equal_blocks_once
 from builder.source import ModelSource
 from builder.spec import InputSpec
@@ -28,8 +28,10 @@ from builder.spec import InputSpec
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)
 
 
-def example_inputs(loaded: Loaded, expansion: Expansion) -> dict[str, torch.Tensor] | None:
-    """Tensors on meta of the declared shapes, or None where an input has no shape.
+def example_inputs(
+    loaded: Loaded, expansion: Expansion, names: Sequence[int] = PRIMES
+) -> dict[str, torch.Tensor] | None:
+    """Tensors on meta of the declared shapes, or None where an input has no shape; `names`: sizes of named dimensions.
 
     Raises:
         BuilderError: A shape is not made of sizes, expressions and names.
@@ -41,14 +43,22 @@ def example_inputs(loaded: Loaded, expansion: Expansion) -> dict[str, torch.Tens
     if not given or any(spec.shape is None for spec in given.values()):
         return None
     for name, spec in given.items():
-        sizes = [_size(size, symbols, expansion, f"inputs.{name}.shape", problems) for size in spec.shape or ()]
+        sizes = [_size(size, symbols, expansion, f"inputs.{name}.shape", problems, names) for size in spec.shape or ()]
+        problems += too_large(f"inputs.{name}.shape", sizes)
         if not problems:
             tensors[name] = torch.empty(sizes, dtype=getattr(torch, spec.dtype), device="meta")
     loaded.refuse(problems)
     return tensors
 
 
-def _size(size: int | str, symbols: dict[str, int], expansion: Expansion, address: str, problems: list[Problem]) -> int:
+def _size(
+    size: int | str,
+    symbols: dict[str, int],
+    expansion: Expansion,
+    address: str,
+    problems: list[Problem],
+    names: Sequence[int],
+) -> int:
     value: Any = size
     if is_expression(size):
         try:
@@ -57,8 +67,8 @@ def _size(size: int | str, symbols: dict[str, int], expansion: Expansion, addres
             problems.append(Problem(address, err.what, err.hint))
             return 1
     elif isinstance(size, str):
-        if size not in symbols and len(symbols) < len(PRIMES):
-            symbols[size] = PRIMES[len(symbols)]
+        if size not in symbols and len(symbols) < len(names):
+            symbols[size] = names[len(symbols)]
         value = symbols.get(size, 31)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         problems.append(
@@ -96,17 +106,31 @@ def run_on_tiny_batch(loaded: Loaded, expansion: Expansion, source: ModelSource,
     Raises:
         BuilderError: A statement of forward fails, or an input declares no shape.
     """
-    inputs = example_inputs(loaded, expansion)
-    if inputs is None:
-        missing = [name for name, spec in loaded.spec.inputs.items() if spec.shape is None and not spec.is_plain]
-        loaded.refuse([Problem(f"inputs.{n}", "declares no shape", "give shape: [batch, ...]") for n in missing])
-    generator = torch.Generator().manual_seed(0)
-    made = {name: _values(loaded, expansion, name, value, generator) for name, value in (inputs or {}).items()}
+    made = made_batch(loaded, expansion)
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with torch.random.fork_rng(devices=[]):
         _run_both_ways(loaded, source, module, made)
     for name, buffer in module.named_buffers():
         buffer.copy_(buffers[name])
+
+
+def made_batch(loaded: Loaded, expansion: Expansion, names: Sequence[int] = PRIMES) -> dict[str, torch.Tensor]:
+    """A batch of made values within the declared ranges, always the same.
+
+    Args:
+        loaded: The model file.
+        expansion: Its layers.
+        names: Sizes of its named dimensions, in order.
+
+    Raises:
+        BuilderError: An input declares no shape.
+    """
+    inputs = example_inputs(loaded, expansion, names)
+    if inputs is None:
+        missing = [name for name, spec in loaded.spec.inputs.items() if spec.shape is None and not spec.is_plain]
+        loaded.refuse([Problem(f"inputs.{n}", "declares no shape", "give shape: [batch, ...]") for n in missing])
+    generator = torch.Generator().manual_seed(0)
+    return {name: _values(loaded, expansion, name, value, generator) for name, value in (inputs or {}).items()}
 
 
 def _values(
@@ -121,18 +145,19 @@ def _values(
 def _run_both_ways(loaded: Loaded, source: ModelSource, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
     """Runs a module in train and in eval mode, with all inputs and without the optional ones."""
     required = {name: value for name, value in inputs.items() if not loaded.spec.inputs[name].is_optional}
-    for training in (True, False):
-        module.train(training)
-        for given in [inputs, required] if len(required) < len(inputs) else [inputs]:
-            try:
-                with torch.no_grad(), _ExactBufferUpdates(), equal_blocks_once(module):
+    module.train()
+    with torch.no_grad(), _ExactBufferUpdates(), equal_blocks_once(module):
+        for training in (True, False):
+            module.train(training)
+            for given in [inputs, required] if len(required) < len(inputs) else [inputs]:
+                try:
                     output = module(**given)
-            except Exception as err:
-                if any(value.is_meta for value in inputs.values()) and _needs_values(err):
-                    _, _, statement = origin_of(err, type(module), source)
-                    raise _DataDependent(f"`{statement}` looks at values") from err
-                raise_from_forward(err, loaded, source, module)
-            _check_output(output, loaded)
+                except Exception as err:
+                    if any(value.is_meta for value in inputs.values()) and _needs_values(err):
+                        _, _, statement = origin_of(err, type(module), source)
+                        raise _DataDependent(f"`{statement}` looks at values") from err
+                    raise_from_forward(err, loaded, source, module)
+                _check_output(output, loaded)
     module.train()
 
 

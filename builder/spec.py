@@ -45,15 +45,15 @@ MODULE_ATTRIBUTES = frozenset(
 
 def _identifier(name: object) -> str:
     if not isinstance(name, str):
-        raise ValueError(f"name {name!r} is a {type(name).__name__}; names are text")
+        raise ValueError(f"name {name!r} is of type {type(name).__name__}\nput the name in quotes")
     if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
         raise ValueError(
-            f"name {name!r} cannot be an attribute; use letters, digits and underscores, beginning with a letter"
+            f"name {name!r} cannot be an attribute\nuse letters, digits and underscores, beginning with a letter"
         )
     if name in RESERVED:
-        raise ValueError(f"name {name!r} has a meaning in the generated source; choose another")
+        raise ValueError(f"name {name!r} has a meaning in the generated source\nchoose another")
     if name in MODULE_ATTRIBUTES:
-        raise ValueError(f"name {name!r} would hide torch.nn.Module.{name}; choose another")
+        raise ValueError(f"name {name!r} would hide torch.nn.Module.{name}\nchoose another")
     return name
 
 
@@ -72,7 +72,7 @@ class _Data(BaseModel):
 
 def _number_or_text(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f"{value!r} is a {type(value).__name__}; a size is a number, an `=` expression or a name")
+        raise ValueError(f"{value!r} is a {type(value).__name__}\na size is a number, an `=` expression or a name")
     return value
 
 
@@ -81,13 +81,13 @@ StrictIntOrText = Annotated[int | str, BeforeValidator(_number_or_text)]
 
 def _count(value: object) -> object:
     if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, str) and value.startswith("="))):
-        raise ValueError(f"{value!r} is a {type(value).__name__}; a count is a whole number or an `=` expression")
+        raise ValueError(f"{value!r} is a {type(value).__name__}\na count is a whole number or an `=` expression")
     return value
 
 
 def _condition(value: object) -> object:
     if not isinstance(value, bool) and not (isinstance(value, str) and value.startswith("=")):
-        raise ValueError(f"{value!r} is a {type(value).__name__}; a condition is true, false or an `=` expression")
+        raise ValueError(f"{value!r} is a {type(value).__name__}\na condition is true, false or an `=` expression")
     return value
 
 
@@ -128,7 +128,7 @@ class PolicySpec(BaseModel):
             return {"policy": value}
         if isinstance(value, Mapping):
             return value
-        raise ValueError(f"{value!r} is a {type(value).__name__}; give a policy's name, or {{policy: NAME, ...}}")
+        raise ValueError(f"{value!r} is a {type(value).__name__}\ngive a policy's name, or {{policy: NAME, ...}}")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -248,7 +248,7 @@ class LayerSpec(BaseModel):
     @classmethod
     def _read_init(cls, value: object) -> object:
         if not isinstance(value, Mapping):
-            raise ValueError(f"{value!r} is not a layer; a layer is {{kind: ..., ...}}")
+            raise ValueError(f"{value!r} is not a layer\na layer is {{kind: ..., ...}}")
         init = value.get("init")
         if isinstance(init, str) or (isinstance(init, Mapping) and "policy" in init):
             return {**value, "init": PolicySpec.model_validate(init)}
@@ -258,7 +258,9 @@ class LayerSpec(BaseModel):
     def _check(self) -> LayerSpec:
         for key in self.arguments:
             if not key.isidentifier() or keyword.iskeyword(key) or key.startswith("_"):
-                raise ValueError(f"argument {key!r} is not a name\nan argument is written name: value")
+                raise ValueError(
+                    f"argument {key!r} is not a name\nan argument is written name: value; inside {{...}} YAML ends a value at a comma: put it in quotes"
+                )
         if (self.kind == "Sequential") != (self.layers is not None):
             raise ValueError(
                 "a Sequential, and no other kind, has layers of its own\ngive kind: Sequential, layers: {...}"
@@ -340,9 +342,26 @@ Tie = Annotated[TieSpec, BeforeValidator(_named_source)]
 Inputs = Annotated[dict[Name, InputSpec], BeforeValidator(_named_inputs)]
 
 
+def _printable(text: str) -> str:
+    if not text.strip() or not all(line.isprintable() for line in text.split("\n")):
+        raise ValueError("is empty, or has characters that cannot be printed\nsay in a sentence what it is")
+    return text
+
+
+class _WrongPart(ValueError):
+    """What is wrong with one part of a model, found where its parts are compared."""
+
+    def __init__(self, address: str, what: str) -> None:
+        super().__init__(what)
+        self.address = address
+
+
 class BlockSpec(_Data):
     """A reusable piece: a model with arguments."""
 
+    doc: Annotated[str, AfterValidator(_printable)] | None = Field(
+        None, description="What it is, in a sentence or more: the docstring of its class."
+    )
     args: Args = Field(default_factory=dict, description="Names, or names with defaults.")
     inputs: Inputs = Field(default_factory=dict, description="What forward takes.")
     layers: dict[Name, LayerSpec] = Field(default_factory=dict, description="Layers by name, in order.")
@@ -355,16 +374,19 @@ class BlockSpec(_Data):
         for section in ("args", "inputs", "layers", "buffers"):
             for name in getattr(self, section):
                 if name in seen:
-                    raise ValueError(f"{name!r} stands in both {seen[name]} and {section}\nrename one of them")
+                    what = f"{name!r} stands in both {seen[name]} and {section}\nrename one of them"
+                    raise _WrongPart(f"{section}.{name}", what)
                 seen[name] = section
         indexed = any(layer.repeat is not None for layer in self.layers.values())
         loop_names = {"layer", "parameter", *(["i"] if indexed else [])}
         for name in sorted(loop_names & {*self.args, *self.inputs}):
-            raise ValueError(f"{name!r} names the index or the item of a repeat\nrename the {seen[name].rstrip('s')}")
+            what = f"{name!r} names the index or the item of a repeat\nrename the {seen[name].rstrip('s')}"
+            raise _WrongPart(f"{seen[name]}.{name}", what)
         optional = [name for name, spec in self.inputs.items() if spec.is_optional]
         if list(self.inputs)[len(self.inputs) - len(optional) :] != optional:
-            raise ValueError(f"input {optional[0]!r} has a default and stands before one that has none\nput it last")
-        if not self.layers:
+            what = f"input {optional[0]!r} has a default and stands before one that has none\nput it last"
+            raise _WrongPart(f"inputs.{optional[0]}", what)
+        if not self.layers and (self.forward is None or isinstance(self, ModelSpec)):
             raise ValueError("no layers\ngive layers: {fc: {kind: Linear, ...}}")
         return self
 
@@ -380,6 +402,20 @@ class ModelSpec(BlockSpec):
     tie: dict[str, Tie] = Field(default_factory=dict, description="Tied parameters, target: source.")
 
 
+_REMEDIES = {  # by the first word of pydantic's own error types
+    "bool": "write true or false",
+    "dict": "give names with values: {NAME: ...}",
+    "list": "give a list: [..., ...]",
+    "tuple": "give a list: [..., ...]",
+    "string": "give text; in quotes where YAML reads a number, a date or a bool",
+    "int": "give a whole number",
+    "float": "give a number",
+    "literal": "use one of these",
+    "invalid": "put the name in quotes; inside {...} YAML ends a value at a comma or bracket",
+    "union": "see `python -m builder schema` for what may stand here",
+}
+
+
 def problems_of(error: ValidationError, model: type[BaseModel] | None = None) -> Iterator[Problem]:
     """A pydantic error as problems with dotted addresses; `model` is the class, where it is not a model file's."""
     for item in error.errors(include_url=False):
@@ -388,13 +424,19 @@ def problems_of(error: ValidationError, model: type[BaseModel] | None = None) ->
             for part in item["loc"]
             if not str(part).startswith(("function-", "PolicySpec", "dict[", "constrained", "[key]"))
         ]
+        cause = item.get("ctx", {}).get("error")
+        path += cause.address.split(".") if isinstance(cause, _WrongPart) else []
         what, _, hint = item["msg"].removeprefix("Value error, ").partition("\n")
         if item["type"] == "extra_forbidden":
-            what, hint = f"unknown key {path[-1]!r}", did_you_mean(path[-1], _known_keys(path[:-1], model))
+            known = did_you_mean(path[-1], _known_keys(path[:-1], model))
+            what, hint = f"unknown key {path[-1]!r}", known if path[-1].isidentifier() else _REMEDIES["invalid"]
         elif item["type"] == "missing":
             what, hint = f"{path[-1]!r} is missing", f"give {path[-1]}: ..."
         elif not item["type"].startswith("value_error"):
             what = f"{what[0].lower()}{what[1:]}, got {item['input']!r}"
+            hint = _REMEDIES.get(item["type"].partition("_")[0], "")
+            if item["type"].startswith("model_"):
+                hint = f"write {{{', '.join(f'{key}: ...' for key in _known_keys(path, model)[:3])}}}"
         yield Problem(".".join(path) or "model", what, hint)
 
 

@@ -20,6 +20,7 @@ BEFORE_TORCH = [
     "schema",
     "owners",
     "load",
+    "layout",
     "expand",
     "source",
 ]

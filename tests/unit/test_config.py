@@ -44,8 +44,8 @@ def test_interpolation_in_an_override_is_left_to_the_config():
     assert config.data.seed == 5
 
 
-def test_unknown_model_has_no_places():
-    assert origin({}, []).places.of("layers") == ""
+def test_unknown_model_has_no_lines():
+    assert origin({}, []).places.of("layers") == "model"
 
 
 def test_recipe_is_found_from_any_working_directory(tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ def test_command_prints_place_override_and_optimizer(capsys):
     said = capsys.readouterr().out
     assert "32 × 64, float32, 2,048 values, Linear" in said
     assert "layers.fc1 (digits_mlp.yaml:" in said
-    assert "init=orthogonal: matrices: orthogonal" in said
+    assert "init=orthogonal: matrices (init/orthogonal.yaml:4): orthogonal" in said
     assert "the optimizer's own settings" in said
     assert main(["explain", "h.0.mlp.c_fc.weight", "conf/model/gpt.yaml", "init.matrices.std=0.5"]) == 0
     said = capsys.readouterr().out
@@ -114,3 +114,46 @@ def test_z_scores_of_normal_values_are_standard():
     scores = torch.tensor([theory.z_scores(torch.rand(1000, generator=generator)) for _ in range(400)])
     # over 400 draws the std of a standard score has a standard error of 0.035
     assert scores.std(0).tolist() == pytest.approx([1, 1], abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "a", "b"),
+    [
+        pytest.param(0.0, 1.0, 50.0, 60.0, id="beyond fifty std"),
+        pytest.param(100.0, 1.0, -2.0, 2.0, id="a mean outside"),
+        pytest.param(0.0, 1.0, -9.0, 9.0, id="no bounds to speak of"),
+        pytest.param(1.0, 1e6, -1.0, 2.0, id="nearly uniform"),
+        pytest.param(9.0, 0.0, -2.0, 2.0, id="no spread"),
+    ],
+)
+def test_theory_of_a_truncated_normal_holds_wherever_its_bounds_lie(mean, std, a, b):
+    arguments = {"mean": mean, "std": std, "a": a, "b": b}
+    theory = theory_of("trunc_normal", arguments, (10**6,))
+    layer = {"kind": "Parameter", "shape": [10**6], "dtype": "float64", "init": {"policy": "trunc_normal", **arguments}}
+    values = builder.build({"inputs": {"x": {}}, "layers": {"w": layer}, "forward": "x"}).w.detach()
+    if std == 0:
+        assert (theory.mean, theory.std, theory.z_scores(values)) == (values[0].item(), 0, None) == (b, 0, None)
+    else:
+        assert all(abs(score) < 4 for score in theory.z_scores(values))
+
+
+def test_no_score_is_given_of_what_the_dtype_cannot_resolve():
+    theory = theory_of("trunc_normal", {"mean": 0.0, "std": 1e-30, "a": 1.0, "b": 2.0}, (9,))
+    assert theory.mean == 1
+    assert theory.z_scores(torch.ones(9)) is None
+
+
+def explained(layer, policy):
+    data = {"inputs": {"x": {}}, "layers": {"w": layer}, "forward": "x", "init": {"r": policy}}
+    return explain(builder.prove(data), "w.weight" if layer["kind"] == "Embedding" else "w")
+
+
+def test_row_that_is_kept_at_zero_does_not_make_a_right_scale_look_wrong():
+    layer = {"kind": "Embedding", "num_embeddings": 4, "embedding_dim": 10_000, "padding_idx": 1}
+    assert all(abs(score) < 4 for score in explained(layer, {"policy": "normal"}).z)
+
+
+def test_complex_values_are_told_without_a_score():
+    found = explained({"kind": "Parameter", "shape": [300, 300], "dtype": "complex64"}, {"policy": "normal"})
+    assert (found.theory, found.z) == (None, None)
+    assert found.std == pytest.approx(1, rel=0.02)
