@@ -34,7 +34,7 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class SaveOnException(pl.Callback):
-    """Saves a checkpoint when training stops on an exception, Ctrl-C among them.
+    """Saves a checkpoint when training stops on an exception, Ctrl-C among them, unless its weights are lost.
 
     Args:
         file: Where it goes.
@@ -45,7 +45,11 @@ class SaveOnException(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Saves, and says how to go on."""
-        if trainer.training and trainer.global_step:
+        if not (trainer.training and trainer.global_step):
+            return
+        if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
+            print(f"stopped at step {trainer.global_step}; its weights are not finite: not saved", file=sys.stderr)
+        else:
             trainer.save_checkpoint(self.file)
             print(f"stopped at step {trainer.global_step}; go on with ckpt_path={self.file}", file=sys.stderr)
 
