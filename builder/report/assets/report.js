@@ -1,0 +1,344 @@
+"use strict";
+(async () => {
+  const NOTHING = -32768, ZERO = -32000, BAD = 32767, UNIT = 100;
+  const FONT = 12, BLUE = "#3b82c4", ORANGE = "#d9660b", GREEN = "#1a9c72", PURPLE = "#b0589f", GREY = "#8a8f98";
+  const nonce = document.currentScript.nonce;
+  const plots = [...document.querySelectorAll(".plot")];
+  const tip = document.getElementById("tip");
+  const decoded = {};
+  let numbers = null, measure = null;
+
+  // ---- what needs no figure: sections, tables, theme ----
+
+  const nav = document.getElementById("nav");
+  for (const section of document.querySelectorAll("main > section")) {
+    const link = document.createElement("a");
+    link.href = "#" + section.id;
+    link.textContent = section.dataset.title;
+    nav.append(link);
+  }
+
+  const sortValue = (row, column, numeric) => {
+    const cell = row.cells[column];
+    const text = cell.dataset.value ?? cell.textContent;
+    return numeric ? (text === "" ? NaN : Number(text === "inf" ? Infinity : text)) : text;
+  };
+
+  function sortBy(header) {
+    const table = header.closest("table"), body = table.tBodies[0];
+    const numeric = header.dataset.kind === "number", column = header.cellIndex;
+    const down = header.getAttribute("aria-sort") === "ascending";
+    for (const other of header.parentNode.cells) other.setAttribute("aria-sort", "none");
+    header.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const keyed = [...body.rows].map(row => [sortValue(row, column, numeric), row]);
+    const collator = new Intl.Collator("en", { numeric: true });
+    const empty = value => (numeric ? Number.isNaN(value) : value === "");
+    keyed.sort(([a], [b]) => {
+      if (empty(a) || empty(b)) return empty(a) - empty(b);
+      return (numeric ? a - b : collator.compare(a, b)) * (down ? -1 : 1);
+    });
+    body.append(...keyed.map(([, row]) => row));
+  }
+
+  function search(field) {
+    const table = document.getElementById(field.dataset.search), words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0;
+    for (const row of table.tBodies[0].rows) {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !words.every(word => text.includes(word));
+      shown += !row.hidden;
+    }
+    const all = table.tBodies[0].rows.length;
+    const count = document.querySelector(`[data-count="${table.id}"]`);
+    count.textContent = shown === all ? `${all.toLocaleString("en")} rows` : `${shown.toLocaleString("en")} of ${all.toLocaleString("en")} rows`;
+  }
+
+  for (const header of document.querySelectorAll("thead th")) header.querySelector("button").addEventListener("click", () => sortBy(header));
+  for (const field of document.querySelectorAll("[data-search]")) field.addEventListener("input", () => search(field));
+
+  const theme = document.getElementById("theme");
+  const applyTheme = () => {
+    if (theme.value === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = theme.value;
+  };
+  try { theme.value = localStorage.getItem("builder-theme") || "auto"; } catch { /* a page from a file may have no storage */ }
+  applyTheme();
+
+  // ---- numbers ----
+
+  const bytesOf = text => {
+    const binary = atob(text), bytes = new Uint8Array(binary.length);
+    for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
+    return bytes;
+  };
+  const inflated = key => {
+    const packed = bytesOf(document.getElementById(key).textContent);
+    return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  };
+
+  function matrix(measure) {  // decimal logarithms, a row a parameter; `bad` marks what is not finite
+    if (decoded[measure]) return decoded[measure];
+    const { steps, codes } = numbers.parameters.matrices[measure];
+    const raw = new Int16Array(bytesOf(codes).buffer), wide = steps.length;
+    const z = [], bad = [];
+    for (let start = 0; start < raw.length; start += wide) {
+      const row = new Float32Array(wide), marks = new Float32Array(wide);
+      for (let i = 0; i < wide; i++) {
+        const code = raw[start + i];
+        row[i] = code === NOTHING || code === BAD ? NaN : code === ZERO ? -99 : code / UNIT;
+        marks[i] = code === BAD ? 1 : NaN;
+      }
+      z.push(row);
+      bad.push(marks);
+    }
+    return (decoded[measure] = { steps, z, bad });
+  }
+
+  const shown = (log, bad) => {
+    if (bad === 1) return "NaN or inf";
+    if (log < -90) return "0";
+    return log < -3 || log > 5 ? (10 ** log).toExponential(1) : Number((10 ** log).toPrecision(2)).toString();
+  };
+  const plain = text => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  const clipped = (text, most) => {
+    if (text.length <= most) return text;
+    const tail = Math.ceil(most * 0.6);
+    return text.slice(0, most - tail - 1) + "…" + text.slice(-tail);
+  };
+
+  // ---- figures ----
+
+  function colours() {
+    const body = getComputedStyle(document.body);
+    return { text: body.color, page: body.backgroundColor, line: getComputedStyle(document.querySelector("footer")).borderTopColor };
+  }
+
+  function themed(layout) {
+    const { text, page, line } = colours();
+    const axis = { gridcolor: line, linecolor: line, tickcolor: line, zerolinecolor: line };
+    const result = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, size: FONT, family: getComputedStyle(document.body).fontFamily } };
+    result.modebar = { bgcolor: "rgba(0,0,0,0)", color: line, activecolor: text };
+    result.hoverlabel = { bgcolor: page, bordercolor: line, font: { color: text } };
+    for (const key of Object.keys(layout)) if (/^[xy]axis/.test(key)) result[key] = { ...layout[key], ...axis };
+    return result;
+  }
+
+  function rowTicks(rows, blocks, range, height, wide) {  // names where they fit, else the middle of each block
+    const low = Math.max(0, Math.ceil(Math.min(...range))), high = Math.min(rows.length - 1, Math.floor(Math.max(...range)));
+    const most = Math.max(2, Math.floor(height / 15)), letters = wide < 560 ? 18 : 28;
+    const places = [], texts = [];
+    if (high - low + 1 <= most) {
+      for (let i = low; i <= high; i++) { places.push(i); texts.push(rows[i]); }
+    } else {
+      const apart = (15 * (high - low + 1)) / height;
+      for (let start = low, end; start <= high; start = end + 1) {
+        for (end = start; end < high && blocks[end + 1] === blocks[start];) end++;
+        const middle = (start + end) / 2;
+        if (places.length && middle - places.at(-1) < apart) continue;
+        places.push(middle);
+        texts.push(blocks[start]);
+      }
+    }
+    return { tickmode: "array", tickvals: places, ticktext: texts.map(text => plain(clipped(text, letters))) };
+  }
+
+  const stepTicks = steps => (steps.length > 1 ? {} : { tickmode: "array", tickvals: steps });
+
+  function margins(texts, top, more = 0) {  // known beforehand, so that plotly need not draw twice to find them
+    measure ??= document.createElement("canvas").getContext("2d");
+    measure.font = `${FONT}px ${getComputedStyle(document.body).fontFamily}`;
+    const widest = Math.max(...texts.map(text => measure.measureText(text.replace(/<[^>]*>/g, "").replace(/&[a-z]+;/g, "&")).width));
+    return { l: Math.ceil(widest) + 12 + more, r: 16, t: top, b: 52, autoexpand: false };
+  }
+
+  const blockOf = name => {
+    const parts = name.split("."), at = parts.findIndex(part => /^\d+$/.test(part));
+    return at < 0 ? name : parts.slice(0, at + 1).join(".");
+  };
+
+  const inner = (rows, plot) => Math.min(Math.max(rows.length * 24, 120), plot.clientWidth < 560 ? 420 : 560);
+
+  function rowAxis(figure, plot, range) {
+    const blocks = figure.matrix ? numbers.parameters.blocks : figure.rows.map(blockOf);
+    return { ...rowTicks(figure.rows, blocks, range, inner(figure.rows, plot), plot.clientWidth), range, automargin: false, zeroline: false };
+  }
+
+  function sparse(bar, plot) {  // fewer ticks where there is little room
+    if (!bar || plot.clientWidth >= 560 || bar.tickvals.length < 5) return bar;
+    const some = list => list.filter((_, i) => i % 3 === 0);
+    return { ...bar, tickvals: some(bar.tickvals), ticktext: some(bar.ticktext) };
+  }
+
+  function prepared(plot) {
+    const key = plot.dataset.figure;
+    if (key === "histogram") return histogramFigure(chosen.value, plot);
+    if (key === "measures") return measuresFigure(chosen.value);
+    const figure = numbers.figures[key], layout = { ...figure.layout };
+    let data = figure.data;
+    layout.height ??= 320;
+    if (figure.rows.length) {
+      const whole = [figure.rows.length - 0.5, -0.5];
+      layout.yaxis = { ...layout.yaxis, ...rowAxis(figure, plot, whole), showgrid: !figure.matrix };
+      layout.margin = margins(layout.yaxis.ticktext, figure.matrix ? 48 : 36);
+      layout.height = inner(figure.rows, plot) + layout.margin.t + layout.margin.b;
+    }
+    if (figure.matrix) {
+      const { steps, z, bad } = matrix(figure.matrix);
+      data = data.map((trace, i) => ({ ...trace, x: steps, z: i ? bad : z, colorbar: sparse(trace.colorbar, plot) }));
+      layout.xaxis = { ...layout.xaxis, ...stepTicks(steps), showgrid: false };
+    }
+    return { data, layout, figure };
+  }
+
+  function binName(bin) {  // the lower end of a bin over powers of two
+    if (bin === 34) return "0";
+    const power = Math.abs(bin - 34) - 27;
+    return `${bin < 34 ? "−" : ""}2<sup>${power}</sup>`;
+  }
+
+  function histogramFigure(name, plot) {
+    const found = numbers.parameters.histograms, row = numbers.parameters.names.indexOf(name);
+    if (!found) return null;
+    const wide = found.steps.length, size = wide * found.bins;
+    found.bytes ??= bytesOf(found.roots);
+    const own = found.bytes.subarray(row * size, (row + 1) * size);
+    let first = found.bins, last = -1;
+    for (let i = 0; i < size; i++) if (own[i]) { first = Math.min(first, i % found.bins); last = Math.max(last, i % found.bins); }
+    if (last < 0) return null;
+    const z = [], places = [];
+    for (let bin = first; bin <= last; bin++) {
+      z.push(Float32Array.from(found.steps, (_, step) => (own[step * found.bins + bin] / 255) ** 2 * 100 || NaN));
+      places.push(bin);
+    }
+    const every = Math.ceil(places.length / 10), ticks = places.filter(bin => (bin - 34) % every === 0);
+    const sample = found.least < 1 ? ` Large tensors are sampled, at least ${(found.least * 100).toPrecision(2)} % of their values.` : "";
+    const heaviest = z.map((line, i) => [line[wide - 1] || 0, places[i]]).reduce((a, b) => (b[0] > a[0] ? b : a));
+    const text = binName(heaviest[1]).replace("<sup>", "^").replace("</sup>", "");
+    return {
+      data: [{
+        type: "heatmap", x: found.steps, y: places, z, colorscale: "Cividis", zmin: 0, hoverongaps: false, text: places.map(binName),
+        hovertemplate: "step %{x}<br>%{z:.1f} % of the values<extra></extra>",
+        colorbar: { orientation: "h", thickness: 12, len: 1, x: 0, xanchor: "left", y: 1, yanchor: "bottom", ticksuffix: " %", outlinewidth: 0, xpad: 0, ypad: 4, ticks: "outside" },
+      }],
+      layout: {
+        height: 420, margin: margins(ticks.map(binName), 48, 20), xaxis: { title: { text: "step" }, ...stepTicks(found.steps), showgrid: false, zeroline: false },
+        yaxis: { tickmode: "array", tickvals: ticks, ticktext: ticks.map(binName), zeroline: false, title: { text: "value, by powers of two" } },
+      },
+      summary: `Share of the values of ${name} in each power of two. At step ${found.steps[wide - 1].toLocaleString("en")} most lie from ${text}, ${heaviest[0].toFixed(0)} %.${sample}`,
+    };
+  }
+
+  function measuresFigure(name) {
+    const row = numbers.parameters.names.indexOf(name);
+    const lines = [["rms", "weight rms", BLUE, "solid"], ["gradient_rms", "gradient rms", ORANGE, "dash"], ["clipped_gradient_rms", "after clipping", GREY, "dot"],
+      ["update_ratio", "update ratio", GREEN, "dashdot"], ["distance", "distance from init", PURPLE, "longdash"]];
+    const data = [], words = [];
+    for (const [measure, label, color, dash] of lines) {
+      if (!numbers.parameters.matrices[measure]) continue;
+      const { steps, z, bad } = matrix(measure);
+      const values = Array.from(z[row], log => (Number.isNaN(log) || log < -90 ? null : 10 ** log));
+      if (values.every(value => value === null) && !bad[row].includes(1)) continue;
+      data.push({ type: "scatter", mode: steps.length > 40 ? "lines" : "lines+markers", x: steps, y: values, name: label, line: { color, dash, width: 2 } });
+      const at = steps.length - 1;
+      if (!Number.isNaN(z[row][at]) || bad[row][at] === 1) words.push(`${label} ${shown(z[row][at], bad[row][at])}`);
+    }
+    if (!data.length) return null;
+    return {
+      data, layout: {
+        height: 420, margin: { l: 10, r: 12, t: 36, b: 48 }, showlegend: true, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
+        xaxis: { title: { text: "step" }, zeroline: false }, yaxis: { type: "log", dtick: 1, exponentformat: "e", automargin: true, zeroline: false },
+      },
+      summary: `${name} at the end: ${words.join(", ") || "nothing was measured"}.`,
+    };
+  }
+
+  function point(event) {
+    tip.style.left = Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8) + "px";
+    tip.style.top = (event.clientY + 40 > innerHeight ? event.clientY - 40 : event.clientY + 16) + "px";
+  }
+
+  function listen(plot, figure) {
+    if (!figure?.rows.length) return;
+    plot.on("plotly_relayout", change => {
+      if (!("yaxis.range[0]" in change || "yaxis.autorange" in change || "yaxis.range" in change)) return;
+      const whole = [figure.rows.length - 0.5, -0.5], seen = change["yaxis.autorange"] ? whole : plot.layout.yaxis.range;
+      if (plot.ticked === String(seen)) return;
+      plot.ticked = String(seen);
+      const { tickvals, ticktext } = rowAxis(figure, plot, seen);
+      Plotly.relayout(plot, { "yaxis.tickvals": tickvals, "yaxis.ticktext": ticktext, "yaxis.range": [...seen] });
+    });
+    if (!figure.matrix) return;
+    plot.on("plotly_hover", ({ points: [at], event }) => {
+      const { steps, z, bad } = matrix(figure.matrix), [row, column] = at.pointIndex;
+      tip.textContent = `${figure.rows[row]} · step ${steps[column].toLocaleString("en")} · ${shown(z[row][column], bad[row][column])}`;
+      tip.hidden = false;
+      point(event);
+    });
+    plot.on("plotly_unhover", () => { tip.hidden = true; });
+    plot.on("plotly_click", ({ points: [at] }) => choose(figure.rows[at.pointIndex[0]]));
+  }
+
+  async function draw(plot) {
+    if (!window.Plotly) return;  // not yet; it will be drawn as the page stands by then
+    const made = prepared(plot), caption = plot.parentNode.querySelector("figcaption");
+    plot.dataset.drawn = "yes";
+    if (!made) {
+      Plotly.purge(plot);
+      plot.textContent = "";
+      caption.textContent = plot.dataset.figure === "histogram" ? "No histogram of this parameter was taken." : "Nothing was measured of this parameter.";
+      plot.style.minHeight = "0";
+      return;
+    }
+    plot.style.minHeight = "0";
+    if (made.summary) caption.textContent = made.summary;
+    const log = document.querySelector(`[data-log="${plot.dataset.figure}"]`);
+    if (log?.checked) made.layout.yaxis = { ...made.layout.yaxis, type: "log" };
+    const first = !plot.classList.contains("js-plotly-plot");
+    await Plotly.react(plot, made.data, themed(made.layout), {
+      displaylogo: false, responsive: true, displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    });
+    if (first) listen(plot, made.figure);
+  }
+
+  const chosen = document.getElementById("chosen");
+  const aboutOne = plots.filter(plot => ["histogram", "measures"].includes(plot.dataset.figure));
+
+  async function choose(name, { move = false } = {}) {
+    chosen.value = name;
+    for (const plot of aboutOne) await draw(plot);
+    if (!move) return;
+    document.getElementById("parameter").scrollIntoView();
+    chosen.focus({ preventScroll: true });
+  }
+
+  const drawAll = async () => { for (const plot of plots) if (plot.dataset.drawn) await draw(plot); };
+
+  chosen?.addEventListener("change", () => choose(chosen.value));
+  for (const button of document.querySelectorAll("[data-choose]")) button.addEventListener("click", () => choose(button.dataset.choose, { move: true }));
+  for (const box of document.querySelectorAll("[data-log]")) box.addEventListener("change", () => draw(plots.find(plot => plot.dataset.figure === box.dataset.log)));
+  theme.addEventListener("change", () => {
+    applyTheme();
+    try { localStorage.setItem("builder-theme", theme.value); } catch { /* see above */ }
+    drawAll();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+
+  try {
+    const [source, data] = await Promise.all([inflated("plotly"), inflated("numbers")]);
+    numbers = JSON.parse(data);
+    const script = document.createElement("script");
+    script.nonce = nonce;
+    script.textContent = source;
+    document.head.append(script);
+    if (!window.Plotly) throw new Error("plotly.js did not start");
+    for (const plot of plots) {
+      await new Promise(resolve => setTimeout(resolve));  // the page answers between two figures
+      await draw(plot);
+    }
+  } catch (error) {
+    for (const plot of plots) if (!plot.dataset.drawn) plot.textContent = `The figure could not be drawn: ${error}`;
+    throw error;
+  } finally {
+    document.documentElement.dataset.ready = "yes";
+  }
+})();

@@ -1,0 +1,174 @@
+"""Parameters over time: update ratios beside the healthy band, and heat maps in the model's order.
+
+Colours are told apart by the colour-blind: viridis for magnitudes, blue to orange around the healthy band for update
+ratios, with a step at the ends of the band. What is not finite is pink, in front of everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+
+from builder.report.figures import (
+    GREY,
+    LINES,
+    Drawing,
+    Floats,
+    axes,
+    brief,
+    decimal,
+    in_base64,
+    line,
+    log_range,
+    log_ticks,
+)
+from builder.report.history import Histograms, History, Matrix
+from builder.report.worst import HEALTHY
+
+_MAPS = {
+    "update_ratio": "update ratio",
+    "gradient_rms": "gradient rms",
+    "rms": "weight rms",
+    "distance": "distance from the initial value",
+}
+_MOST_OWN_LINES = 8
+_BLUE = LINES[0]
+_NONFINITE = "#e5257f"
+_RATIO_RANGE = (-6.0, 0.0)  # decimal logarithms; the healthy band is the middle third
+_RATIO_COLOURS = (
+    (0.0, "#0a2f6b"),
+    (1 / 3, "#6ba3d6"),
+    (1 / 3, "#cfdfee"),
+    (1 / 2, "#f4f1e6"),
+    (2 / 3, "#fadfba"),
+    (2 / 3, "#f0953f"),
+    (1.0, "#7a2403"),
+)
+_UNIT = 100  # a value is sent as hundredths of its decimal logarithm
+_NOTHING, _ZERO, _BAD = -32768, -32000, 32767
+
+
+def ratio_band(found: History) -> Drawing | None:
+    """Update ratios of all parameters over time: a line each where they are few, else how they are spread."""
+    matrix = found.matrices.get("update_ratio")
+    if matrix is None:
+        return None
+    values = numpy.where((matrix.values > 0) & numpy.isfinite(matrix.values), matrix.values, numpy.nan)
+    if len(found.names) <= _MOST_OWN_LINES:
+        data = [line(matrix.steps, values[place], name, place) for place, name in enumerate(found.names)]
+    else:
+        data = _spread(matrix.steps, values)
+    layout = axes("step", "update ratio", log_y=True)
+    low, high = HEALTHY
+    band = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "yref": "y", "y0": low, "y1": high, "layer": "below"}
+    layout["shapes"] = [{**band, "line": {"width": 0}, "fillcolor": "rgba(26,156,114,.15)"}]
+    words = {
+        "text": f"healthy: {brief(low)} to {brief(high)}",
+        "showarrow": False,
+        "xref": "paper",
+        "x": 1,
+        "xanchor": "right",
+    }
+    layout["annotations"] = [{**words, "yref": "y", "y": float(numpy.log10(high)), "yanchor": "top"}]
+    return Drawing("ratio", "Update ratio of all parameters", _band_words(found, values), data, layout)
+
+
+def _spread(steps: Floats, values: Floats) -> list[dict[str, Any]]:
+    """Lowest, 5 %, median, 95 % and highest over the parameters, with the middle filled."""
+    low, few, middle, many, high = _quantiles(values, (0, 0.05, 0.5, 0.95, 1))
+    outer, inner = {"color": GREY, "width": 1, "dash": "dot"}, {"color": _BLUE, "width": 1}
+    return [
+        line(steps, high, "highest", line=outer),
+        line(steps, few, "5 %", line=inner, showlegend=False),
+        line(steps, many, "5 % to 95 %", line=inner, fill="tonexty", fillcolor="rgba(59,130,196,.25)"),
+        line(steps, middle, "median", line={"color": _BLUE, "width": 3}),
+        line(steps, low, "lowest", line=outer),
+    ]
+
+
+def _band_words(found: History, values: Floats) -> str:
+    middle = _quantiles(values.T, (0.5,))[0]
+    known = middle[numpy.isfinite(middle)]
+    inside = ((known >= HEALTHY[0]) & (known <= HEALTHY[1])).sum()
+    return (
+        "How far an update moves a weight, in proportion to the weight's own rms. "
+        f"Over time, the median of {inside:,} of {known.size:,} parameters lies in the band around 1e-3."
+    )
+
+
+def _quantiles(values: Floats, at: Sequence[float]) -> Floats:
+    """Quantiles down the columns, NaN left out; NaN where a column has nothing else."""
+    found = numpy.full((len(at), values.shape[1]), numpy.nan)
+    some = ~numpy.isnan(values).all(axis=0)
+    if some.any():
+        found[:, some] = numpy.nanquantile(values[:, some], at, axis=0)
+    return found
+
+
+def heat_maps(found: History) -> list[Drawing]:
+    """A heat map for each measure, parameters down in the model's order and time across."""
+    return [_heat_map(found, measure) for measure in _MAPS if measure in found.matrices]
+
+
+def _heat_map(found: History, measure: str) -> Drawing:
+    matrix, words = found.matrices[measure], _MAPS[measure]
+    ratio = measure == "update_ratio"
+    low, high = _RATIO_RANGE if ratio else log_range(matrix.values[numpy.isfinite(matrix.values) & (matrix.values > 0)])
+    ticks = log_ticks(low, high)
+    bar = {
+        **{"orientation": "h", "thickness": 12, "len": 1, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"},
+        **{"xpad": 0, "ypad": 4, "outlinewidth": 0, "ticks": "outside", "tickangle": 0, "tickvals": ticks},
+        "ticktext": ["1e-3 healthy" if ratio and tick == -3 else decimal(tick) for tick in ticks],
+    }
+    shared = {"type": "heatmap", "hoverongaps": False, "hoverinfo": "none"}
+    colours = _RATIO_COLOURS if ratio else "Viridis"
+    data: list[dict[str, Any]] = [{**shared, "zmin": low, "zmax": high, "colorscale": colours, "colorbar": bar}]
+    if numpy.isinf(matrix.values).any():
+        pink = [(0, _NONFINITE), (1, _NONFINITE)]
+        data.append({**shared, "zmin": 0, "zmax": 1, "colorscale": pink, "showscale": False})
+    title = words[0].upper() + words[1:]
+    return Drawing(f"map-{measure}", title, _map_words(found, matrix, words), data, axes("step"), found.names, measure)
+
+
+def _map_words(found: History, matrix: Matrix, words: str) -> str:
+    last = matrix.values[:, -1]
+    known = numpy.where(numpy.isfinite(last), last, numpy.nan)
+    parts = []
+    if not numpy.isnan(known).all():
+        low, high = int(numpy.nanargmin(known)), int(numpy.nanargmax(known))
+        parts.append(
+            f"At step {matrix.steps[-1]:,} the {words} is lowest in {found.names[low]} ({brief(known[low])}) "
+            f"and highest in {found.names[high]} ({brief(known[high])})."
+        )
+    if words == _MAPS["update_ratio"]:
+        parts.append(f"Pale: the healthy band from {brief(HEALTHY[0])} to {brief(HEALTHY[1])}.")
+    bad = int(numpy.isinf(matrix.values).any(axis=1).sum())
+    if bad:
+        parts.append(f"Pink: NaN or inf, in {bad:,} of {len(found.names):,} parameters.")
+    if numpy.isnan(matrix.values).any():
+        parts.append("Blank: nothing was measured.")
+    if matrix.per_column > 1:
+        parts.append(f"Each column holds the highest of {matrix.per_column} logged steps.")
+    return " ".join(parts)
+
+
+def sent(matrix: Matrix) -> dict[str, Any]:
+    """A matrix as the browser gets it: 16 bits a value, base64, row after row."""
+    values = matrix.values
+    with numpy.errstate(divide="ignore", invalid="ignore"):
+        codes = numpy.clip(numpy.round(numpy.log10(values) * _UNIT), -30_000, 30_000)
+    for value, code in ((values == 0, _ZERO), (numpy.isinf(values), _BAD), (numpy.isnan(values), _NOTHING)):
+        codes = numpy.where(value, code, codes)
+    return {"steps": matrix.steps.tolist(), "codes": in_base64(codes.astype("<i2"))}
+
+
+def sent_histograms(found: Histograms) -> dict[str, Any]:
+    """Histograms as the browser gets them: a byte a bin."""
+    return {
+        "steps": found.steps.tolist(),
+        "bins": found.roots.shape[2],
+        "roots": in_base64(found.roots),
+        "least": found.least_looked_at,
+    }

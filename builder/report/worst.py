@@ -1,0 +1,121 @@
+"""Which parameters to look at first, and why, from their whole history.
+
+Non-finite values come before everything, then parameters that never moved though they are trained, then those whose
+update is too large or too small for their weight. The measure of the last is the ratio of update to weight: about 1e-3
+is healthy, a hundred times more or less is not. A median over time is judged, so that a warm-up, or the end of a decay
+to zero, is no finding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars
+
+from builder.report.figures import brief
+
+HEALTHY = (1e-4, 1e-2)  # of update_ratio: a decade to each side of 1e-3
+SUMMARISED = ("rms", "gradient_rms", "update_ratio", "update_rms", "nonfinite", "gradient_nonfinite")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One parameter's history in a few numbers; None where nothing was measured.
+
+    Attributes:
+        name: Its label.
+        rms: Of the weight, at the last logged step.
+        gradient_rms: At the last logged step that had a gradient.
+        update_ratio: At the last logged step that had an update.
+        median_ratio: Median of the finite update ratios.
+        moved: Whether any logged step moved it; None where no update was measured.
+        nonfinite: The most values of it that were NaN or inf at a logged step.
+        gradient_nonfinite: The same of its gradient.
+        first_nonfinite: The first logged step with any of either.
+    """
+
+    name: str
+    rms: float | None = None
+    gradient_rms: float | None = None
+    update_ratio: float | None = None
+    median_ratio: float | None = None
+    moved: bool | None = None
+    nonfinite: int = 0
+    gradient_nonfinite: int = 0
+    first_nonfinite: int | None = None
+
+
+@dataclass(frozen=True)
+class Worst:
+    """A parameter that stands out, and the sentence that says how."""
+
+    name: str
+    why: str
+    rank: tuple[int, float]
+
+
+def summaries(rows: polars.DataFrame) -> dict[str, Summary]:
+    """A summary by label, of the rows that `builder.report.history.taken` returns."""
+    missing = [polars.lit(None, polars.Float64).alias(name) for name in SUMMARISED if name not in rows.columns]
+    counted = (
+        polars.max_horizontal(*(polars.col(name).fill_null(0) for name in ("nonfinite", "gradient_nonfinite"))) > 0
+    )
+    infinite = polars.any_horizontal(*(~polars.col(name).is_finite() for name in ("rms", "gradient_rms")))
+    ratio = polars.col("update_ratio")
+    found = (
+        rows.with_columns(missing)
+        .sort("step", maintain_order=True)
+        .group_by("label", maintain_order=True)
+        .agg(
+            *(polars.col(name).drop_nulls().last() for name in ("rms", "gradient_rms", "update_ratio")),
+            median_ratio=ratio.filter(ratio.is_finite()).median(),
+            moved=(polars.col("update_rms").drop_nulls() != 0).any(),
+            updates=polars.col("update_rms").count(),
+            nonfinite=polars.col("nonfinite").max().fill_null(0),
+            gradient_nonfinite=polars.col("gradient_nonfinite").max().fill_null(0),
+            first_nonfinite=polars.col("step").filter(counted | infinite.fill_null(False)).min(),
+        )
+    )
+    return {row["label"]: _summary(row) for row in found.iter_rows(named=True)}
+
+
+def worst(summarised: Sequence[Summary], most: int = 10) -> list[Worst]:
+    """Those that stand out, the gravest first."""
+    found = [entry for summary in summarised if (entry := _judge(summary)) is not None]
+    return sorted(found, key=lambda entry: entry.rank)[:most]
+
+
+def _summary(row: Mapping[str, Any]) -> Summary:
+    return Summary(
+        name=row["label"],
+        rms=row["rms"],
+        gradient_rms=row["gradient_rms"],
+        update_ratio=row["update_ratio"],
+        median_ratio=row["median_ratio"],
+        moved=row["moved"] if row["updates"] else None,
+        nonfinite=int(row["nonfinite"]),
+        gradient_nonfinite=int(row["gradient_nonfinite"]),
+        first_nonfinite=row["first_nonfinite"],
+    )
+
+
+def _judge(summary: Summary) -> Worst | None:
+    if summary.first_nonfinite is not None:
+        what = [
+            f"{count:,} of its {kind} are NaN or inf"
+            for count, kind in ((summary.nonfinite, "values"), (summary.gradient_nonfinite, "gradient's values"))
+            if count
+        ]
+        since, words = summary.first_nonfinite, " and ".join(what) or "its rms or its gradient's is NaN or inf"
+        return Worst(summary.name, f"{words}, first at step {since:,}", (0, since))
+    if summary.moved is False:
+        return Worst(summary.name, "never moved, though it was given updates", (1, 0))
+    ratio = summary.median_ratio
+    if ratio is None or HEALTHY[0] <= ratio <= HEALTHY[1]:
+        return None
+    away = math.inf if ratio == 0 else abs(math.log10(ratio / 1e-3))
+    direction = "large" if ratio > HEALTHY[1] else "small"
+    return Worst(summary.name, f"updates are {direction} for its size: median ratio {brief(ratio)}", (2, -away))
