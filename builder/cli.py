@@ -1,4 +1,4 @@
-"""`python -m builder check|show|explain|code|schema`, on a model file or on the overrides of a run.
+"""`python -m builder check|show|explain|probe|code|schema|report`: a model file, the overrides of a run, or a run.
 
 Each command answers `--help` without importing torch. A config that is refused ends with exit code 2 and every problem
 of the stage that refused it.
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from builder.errors import BuilderError, Problem
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from builder.build import Proof
     from builder.lit_module import RunPlan
 
@@ -34,12 +36,18 @@ _SCHEMA_EXAMPLES = """examples:
 A model file names it in its first line, for editors with a YAML language server:
   # yaml-language-server: $schema=model.schema.json
 """
+_REPORT_EXAMPLES = """examples:
+  python -m builder report runs/2026-11-21/15-54-59
+  python -m builder report multirun/2026-11-21/15-31-05 --output sweep.html
+"""
 _COMMANDS = {
     "check": "prove that a model, or a whole run, builds; nothing is allocated",
     "show": "print the parameter table",
     "explain": "print what decides one parameter, and its scale in theory and as drawn",
+    "probe": "send one batch forward and back through the model as it starts, and judge its scales",
     "code": "print the PyTorch source that the model stands for",
     "schema": "print the JSON Schema of the model file, for editors",
+    "report": "write a run, or a sweep, as one HTML file that needs no network",
 }
 
 
@@ -47,7 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, or 2 where the config is refused."""
     given = _parser().parse_args(arguments)
     try:
-        {"check": _check, "show": _show, "explain": _explain, "code": _code, "schema": _schema}[given.command](given)
+        {
+            "check": _check, "show": _show, "explain": _explain, "probe": _probe, "code": _code, "schema": _schema,
+            "report": _report,
+        }[given.command](given)  # fmt: skip
     except BuilderError as err:
         print(err, file=sys.stderr)
         return 2
@@ -66,11 +77,15 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=what,
             description=what,
-            epilog={"explain": _EXPLAIN_EXAMPLES, "schema": _SCHEMA_EXAMPLES}.get(name)
+            epilog={"explain": _EXPLAIN_EXAMPLES, "schema": _SCHEMA_EXAMPLES, "report": _REPORT_EXAMPLES}.get(name)
             or _EXAMPLES.format(command=name),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if name == "schema":
+            continue
+        if name == "report":
+            command.add_argument("directory", metavar="DIR", help="the directory of a run or of a multirun")
+            command.add_argument("--output", metavar="FILE", help="where to write; DIR/report.html when not given")
             continue
         if name == "explain":
             command.add_argument("name", metavar="NAME", help="dotted name of a parameter, as in the state_dict")
@@ -91,8 +106,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--batch", action="store_true", help="build the model and run it on a tiny batch of made values"
             )
-        if name == "show":
-            command.add_argument("--json", action="store_true", help="print the table as JSON")
+        if name in ("show", "probe"):
+            command.add_argument("--json", action="store_true", help="print it as JSON")
     return parser
 
 
@@ -107,15 +122,19 @@ def _prove(target: Sequence[str], allow: Sequence[str]) -> Proof:
 
         data, places = read_file(target[0], target[1:])
         return prove(data, allow=allow, places=places, name=places.file.removesuffix(".yaml"))
-    return _plan(target, allow).proof
+    return _plan(target, allow)[0].proof
 
 
-def _plan(target: Sequence[str], allow: Sequence[str]) -> RunPlan:
+def _plan(target: Sequence[str], allow: Sequence[str]) -> tuple[RunPlan, DictConfig]:
     from builder.config import composed
     from builder.lit_module import plan_run
 
     config, origin = composed(target)
-    return plan_run(config, allow=allow, places=origin.places, name=origin.name, scheme_name=origin.scheme_name)
+    try:
+        found = plan_run(config, allow=allow, places=origin.places, name=origin.name, scheme_name=origin.scheme_name)
+        return found, config
+    except BuilderError as err:
+        raise origin.locate(err) from err
 
 
 def _check(given: argparse.Namespace) -> None:
@@ -159,7 +178,7 @@ def _explain(given: argparse.Namespace) -> None:
     if _is_file(given.target):
         found = lines(explain(_prove(given.target, given.allow), given.name))
     else:
-        plan = _plan(given.target, given.allow)
+        plan, _ = _plan(given.target, given.allow)
         seed = plan.config.get("init_seed", plan.config.get("seed", 0))
         explanation = explain(plan.proof, given.name, seed=seed, rng=plan.config.get("rng", "keyed"))
         found = lines(explanation, group_of(plan.groups, explanation.owner))
@@ -169,10 +188,31 @@ def _explain(given: argparse.Namespace) -> None:
     Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(grid)
 
 
+def _probe(given: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from builder.probe import probe_model, probe_run, render
+
+    if _is_file(given.target):
+        found = probe_model(_prove(given.target, given.allow))
+    else:
+        found = probe_run(*_plan(given.target, given.allow))
+    if given.json:
+        print(json.dumps(found.as_data(), indent=2))
+    else:
+        Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(render(found))
+
+
 def _schema(given: argparse.Namespace) -> None:
     from builder.schema import schema
 
     print(json.dumps(schema(), indent=2))
+
+
+def _report(given: argparse.Namespace) -> None:
+    from builder.report.write import write_report
+
+    print(write_report(given.directory, given.output))
 
 
 def _code(given: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ Examples
   python train.py +recipes=char_gpt                   a complete experiment
   python train.py init=orthogonal optimizer.lr=0.01   another init, another learning rate
   python train.py model.args.hidden=256 trainer.max_epochs=5
-  python train.py ckpt_path=RUN/checkpoints/last.ckpt trainer.max_epochs=60
+  python train.py ckpt_path=RUN/checkpoints/last.ckpt trainer.max_epochs=60 scheduler.T_max=30
   python train.py -m init=default,orthogonal init_seed=0,1,2
   python train.py --cfg job                           print the config and stop
   python train.py --hydra-help                        Hydra's own options

@@ -77,7 +77,7 @@ class LitModule(pl.LightningModule):
     def _evaluate(self, stage: str, batch: Batch) -> None:
         loss, given = self.task.evaluate(self.model, batch)
         size = len(batch[0])
-        self.log(f"{stage}/loss", loss, on_epoch=True, on_step=False, prog_bar=True, batch_size=size)
+        self.log(f"{stage}/loss", loss, on_epoch=True, on_step=False, prog_bar=True, batch_size=size, sync_dist=True)
         for name, values in given.items():
             metric = self.metrics[f"{stage}_{name}"]
             metric(*values)

@@ -33,7 +33,7 @@ from builder.language import BUILTINS
 from builder.load import Loaded
 from builder.owners import owners
 from builder.source import ModelSource
-from builder.spec import LayerSpec, ModelSpec
+from builder.spec import BlockSpec, LayerSpec, ModelSpec
 
 _CONTAINERS = {
     "Module",
@@ -85,6 +85,9 @@ def check_kinds(spec: ModelSpec, expansion: Expansion, allow: Sequence[str] = ()
     problems += [Problem("blocks.Parameter", "block 'Parameter' hides the raw Parameter", "rename it")] * (
         "Parameter" in spec.blocks
     )
+    problems += _check_buffers(spec, "")
+    for name, block in spec.blocks.items():
+        problems += _check_buffers(block, f"blocks.{name}.")
     for instance in expansion.instances:
         kind, address = instance.layer.kind, instance.address
         if kind in spec.blocks or instance.layer.layers is not None:
@@ -100,6 +103,27 @@ def check_kinds(spec: ModelSpec, expansion: Expansion, allow: Sequence[str] = ()
         else:
             problems += _check_arguments(KINDS[kind], instance)
     return list(dict.fromkeys(problems))
+
+
+def _check_buffers(block: BlockSpec, section: str) -> Iterator[Problem]:
+    """Literal values that are finite and that a buffer's dtype cannot hold: torch makes them infinite in silence."""
+    for name, buffer in block.buffers.items():
+        dtype = getattr(torch, buffer.dtype) if buffer.dtype else torch.get_default_dtype()
+        if not dtype.is_floating_point:
+            continue
+        most = torch.finfo(dtype).max
+        large = [value for value in _numbers(buffer.value) if math.isfinite(value) and abs(value) > most]
+        if large:
+            what = f"{large[0]!r} is more than {str(dtype).removeprefix('torch.')} holds"
+            yield Problem(f"{section}buffers.{name}.value", what, f"at most {most:.4g}, or declare a wider dtype")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, int | float):
+        yield value
 
 
 def _is_layer_class(value: object) -> bool:

@@ -1,7 +1,7 @@
-"""The results table at the end of a multirun, as a Hydra callback.
+"""The results table and the report at the end of a multirun, as a Hydra callback.
 
 Hydra ends a sweep in silence, with as many run directories as there were jobs. Named under `hydra.callbacks`, this
-prints their table and writes it beside them. It runs in the process that launched the jobs and imports no torch.
+prints their table and writes it, and a report, beside them. It runs in the process that launched the jobs and imports no torch.
 Hydra turns an exception of a callback into a warning, so what cannot be tabulated is printed instead.
 """
 
@@ -14,13 +14,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from builder.errors import BuilderError
+from builder.report.write import write_report
 from builder.sweep.results import read_runs, render, summarise, write_csv
 
 WIDTH = 160  # in a file or a pipe, where rich would take 80 and fold the numbers
 
 
 class ResultsTable(Callback):
-    """Prints the results of a multirun, best first, and writes `results.csv` and `runs.csv` into its directory.
+    """Prints the results of a multirun, best first; `results.csv`, `runs.csv` and `report.html` go into its directory.
 
     Args:
         metric: Metric to rank by; the test metric of the name in the config's `monitor` where not given.
@@ -46,7 +47,8 @@ class ResultsTable(Callback):
             return
         results, _ = write_csv(config.hydra.sweep.dir, runs, groups)
         console.print(render(groups, metric, self.others))
-        console.print(f"written to {results}", markup=False, highlight=False, soft_wrap=True)
+        report = write_report(config.hydra.sweep.dir)
+        console.print(f"written to {results} and {report.name}", markup=False, highlight=False, soft_wrap=True)
 
 
 def metric_of_test(monitor: str) -> str:

@@ -42,7 +42,7 @@ FILES = [
     file
     for name in ORDER
     for file in (
-        [BUILDER / f"{name}.py"] if (BUILDER / f"{name}.py").exists() else sorted((BUILDER / name).glob("*.py"))
+        [BUILDER / f"{name}.py"] if (BUILDER / f"{name}.py").exists() else sorted((BUILDER / name).rglob("*.py"))
     )
 ]
 

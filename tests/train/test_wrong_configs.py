@@ -22,10 +22,10 @@ PARAMETER = "+model.layers.w={kind:Parameter,shape:[10]}"
         pytest.param(["+recipes=char_gtp"], "recipes/char_gtp:", "no config", "did you mean 'char_gpt'?", id="unknown recipe"),
         pytest.param(["seed=[1"], "seed=[1:", "no viable alternative", "override_grammar", id="broken override"),
         pytest.param(
-            ["data.seed=${nope}"], "data.seed:", "Interpolation key 'nope' not found", "give the value",
+            ["data.seed=${nope}"], "data.seed (override", "Interpolation key 'nope' not found", "give the value",
             id="unresolved interpolation",
         ),
-        pytest.param(["~callbacks"], "callbacks:", "not in struct", "give the value", id="a section taken out"),
+        pytest.param(["~callbacks"], "callbacks (override", "not in struct", "give the value", id="a section taken out"),
         # The model
         pytest.param(
             ["+model.layer={}"], "layer (override +model.layer={}):", "unknown key 'layer'", "did you mean 'layers'?",
@@ -68,19 +68,19 @@ PARAMETER = "+model.layers.w={kind:Parameter,shape:[10]}"
             id="unknown name in forward",
         ),
         pytest.param(
-            ["+init.x={match:'encoder.*',policy:zeros}"], "init.x (init=model):", "matches no parameter", "the model has: fc1.weight",
+            ["+init.x={match:'encoder.*',policy:zeros}"], "init.x (override", "matches no parameter", "the model has: fc1.weight",
             id="an init rule that matches nothing",
         ),
         pytest.param(
-            ["+init.x={match:'head.*',policy:kaimng_uniform}"], "init.x.policy (init=model):", "unknown policy 'kaimng_uniform'",
+            ["+init.x={match:'head.*',policy:kaimng_uniform}"], "init.x.policy (override", "unknown policy 'kaimng_uniform'",
             "did you mean 'kaiming_uniform'?", id="unknown policy",
         ),
         pytest.param(
-            ["+freeze.x={match:'encoder.*'}"], "freeze.x:", "matches no parameter", "the model has: fc1.weight",
+            ["+freeze.x={match:'encoder.*'}"], "freeze.x (override", "matches no parameter", "the model has: fc1.weight",
             id="a freeze rule that matches nothing",
         ),
         pytest.param(
-            ["+freeze.all={match:'*'}"], "freeze:", "everything is frozen", "leave something to train",
+            ["+freeze.all={match:'*'}"], "freeze (override", "everything is frozen", "leave something to train",
             id="everything frozen",
         ),
         pytest.param(
@@ -93,33 +93,33 @@ PARAMETER = "+model.layers.w={kind:Parameter,shape:[10]}"
         ),
         # The task
         pytest.param(
-            ['task.loss="cross_entropy(logts, y)"'], "task.loss:", "unknown name 'logts'", "did you mean 'logits'?",
+            ['task.loss="cross_entropy(logts, y)"'], "task.loss (override", "unknown name 'logts'", "did you mean 'logits'?",
             id="unknown name in the loss",
         ),
         pytest.param(
-            ["+task.los=x"], "task.los:", "unknown key 'los'", "did you mean 'loss'?", id="unknown key of the task",
+            ["+task.los=x"], "task.los (override", "unknown key 'los'", "did you mean 'loss'?", id="unknown key of the task",
         ),
         pytest.param(
-            ["task.metrics.accuracy._target_=torchmetrics.Acuracy"], "task.metrics.accuracy._target_:",
+            ["task.metrics.accuracy._target_=torchmetrics.Acuracy"], "task.metrics.accuracy._target_ (override",
             "is not a metric of torchmetrics", "did you mean 'Accuracy'?", id="unknown metric",
         ),
         pytest.param(
-            ["task.metrics.accuracy._target_=os.system"], "task.metrics.accuracy._target_:",
+            ["task.metrics.accuracy._target_=os.system"], "task.metrics.accuracy._target_ (override",
             "'os.system' is not a metric of torchmetrics", "torchmetrics.NAME", id="a metric that is a command",
         ),
         pytest.param(
-            ["+task.metrics.accuracy.nclasses=3"], "task.metrics.accuracy:", "nclasses", "mend its arguments",
+            ["+task.metrics.accuracy.nclasses=3"], "task.metrics.accuracy (task/classification.yaml", "nclasses", "mend its arguments",
             id="unknown argument of a metric",
         ),
         pytest.param(
-            ["task.batch=[x,y,z]"], "task.batch:", "batches of 2, the task names 3: x, y, z", "name each part",
+            ["task.batch=[x,y,z]"], "task.batch (override", "batches of 2, the task names 3: x, y, z", "name each part",
             id="a batch of another arity",
         ),
         pytest.param(
-            ["task.loss=logits"], "task.loss:", "the loss is (64, 10) float32", "mean()", id="a loss that is no scalar"
+            ["task.loss=logits"], "task.loss (override", "the loss is (64, 10) float32", "mean()", id="a loss that is no scalar"
         ),
         pytest.param(
-            ['task.loss="mse_loss(logits, x)"'], "task:", "on the first batch ((64, 64) float32, (64,) int64)",
+            ['task.loss="mse_loss(logits, x)"'], "task (task/classification.yaml", "on the first batch ((64, 64) float32, (64,) int64)",
             "compare loss, outputs and metrics", id="a loss of two shapes",
         ),
         pytest.param(
@@ -133,78 +133,78 @@ PARAMETER = "+model.layers.w={kind:Parameter,shape:[10]}"
         ),
         # Optimizer, scheduler, trainer
         pytest.param(
-            ["+optimizer.momentun=0"], "optimizer.momentun:", "has no argument 'momentun'", "known:",
+            ["+optimizer.momentun=0"], "optimizer.momentun (override", "has no argument 'momentun'", "known:",
             id="unknown argument of the optimizer",
         ),
-        pytest.param(["optimizer.lr=fast"], "optimizer.lr:", "lr is a number, got 'fast'", "write 0.001", id="text for lr"),
-        pytest.param(["optimizer.lr=-1"], "optimizer.lr:", "lr is -1", "zero or more", id="a negative lr"),
+        pytest.param(["optimizer.lr=fast"], "optimizer.lr (override", "lr is a number, got 'fast'", "write 0.001", id="text for lr"),
+        pytest.param(["optimizer.lr=-1"], "optimizer.lr (override", "lr is -1", "zero or more", id="a negative lr"),
         pytest.param(
-            ["optimizer._target_=torch.optim.Adan"], "optimizer._target_:", "is not a class of torch.optim",
+            ["optimizer._target_=torch.optim.Adan"], "optimizer._target_ (override", "is not a class of torch.optim",
             "did you mean 'Adam'?", id="unknown optimizer",
         ),
         pytest.param(
-            ["optimizer=adamw", "optimizer.betas=[0.9]"], "optimizer:", "AdamW does not run with", "mend its arguments",
+            ["optimizer=adamw", "optimizer.betas=[0.9]"], "optimizer (optimizer/adamw.yaml", "AdamW does not run with", "mend its arguments",
             id="an argument that torch refuses when the optimizer is made",
         ),
         pytest.param(
-            ["scheduler=cosine", "scheduler.T_max=often"], "scheduler:", "CosineAnnealingLR does not run with",
+            ["scheduler=cosine", "scheduler.T_max=often"], "scheduler (scheduler/cosine.yaml", "CosineAnnealingLR does not run with",
             "mend its arguments", id="an argument that torch refuses at the first step",
         ),
         pytest.param(
-            ["scheduler=cosine", "scheduler.interval=hourly"], "scheduler.interval:", "unknown interval 'hourly'",
+            ["scheduler=cosine", "scheduler.interval=hourly"], "scheduler.interval (override", "unknown interval 'hourly'",
             "known: epoch, step", id="unknown interval of the scheduler",
         ),
         pytest.param(
-            ["+trainer.max_epoch=3"], "trainer.max_epoch:", "no argument 'max_epoch'", "did you mean 'max_epochs'?",
+            ["+trainer.max_epoch=3"], "trainer.max_epoch (override", "no argument 'max_epoch'", "did you mean 'max_epochs'?",
             id="unknown key of the trainer",
         ),
         pytest.param(
-            ["trainer.max_epochs=many", "scheduler=none"], "trainer.max_epochs:", "got 'many'", "Optional[int]",
+            ["trainer.max_epochs=many", "scheduler=none"], "trainer.max_epochs (override", "got 'many'", "Optional[int]",
             id="text for a number of epochs",
         ),
         pytest.param(
-            ["trainer=gpu"], "trainer:", "No supported gpu backend", "trainer=auto or trainer=cpu", id="no GPU at hand",
+            ["trainer=gpu"], "trainer (trainer/gpu.yaml", "No supported gpu backend", "trainer=auto or trainer=cpu", id="no GPU at hand",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
         # The run
         pytest.param(
-            ["monitor=val/acuracy"], "monitor:", "no metric 'val/acuracy'", "did you mean 'val/accuracy'?",
+            ["monitor=val/acuracy"], "monitor (override", "no metric 'val/acuracy'", "did you mean 'val/accuracy'?",
             id="unknown metric to monitor",
         ),
-        pytest.param(["mode=most"], "mode:", "unknown mode 'most'", "known: max, min", id="unknown mode"),
-        pytest.param(["seed=true"], "seed:", "got True", "a whole number from 0", id="a bool for a seed"),
-        pytest.param(["seed=-1"], "seed:", "got -1", "a whole number from 0", id="a negative seed"),
-        pytest.param(["rng=torhc"], "rng:", "unknown rng 'torhc'", "did you mean 'torch'?", id="unknown rng"),
-        pytest.param(["test=maybe"], "test:", "got 'maybe'", "true or false", id="text for a bool"),
+        pytest.param(["mode=most"], "mode (override", "unknown mode 'most'", "known: max, min", id="unknown mode"),
+        pytest.param(["seed=true"], "seed (override", "got True", "a whole number from 0", id="a bool for a seed"),
+        pytest.param(["seed=-1"], "seed (override", "got -1", "a whole number from 0", id="a negative seed"),
+        pytest.param(["rng=torhc"], "rng (override", "unknown rng 'torhc'", "did you mean 'torch'?", id="unknown rng"),
+        pytest.param(["test=maybe"], "test (override", "got 'maybe'", "true or false", id="text for a bool"),
         pytest.param(
-            ["early_stopping.patience=soon"], "early_stopping.patience:", "got 'soon'", "a whole number", id="text for patience"
+            ["early_stopping.patience=soon"], "early_stopping.patience (override", "got 'soon'", "a whole number", id="text for patience"
         ),
         pytest.param(
-            ["ckpt_path=nowhere/last.ckpt"], "ckpt_path:", "no checkpoint 'nowhere/last.ckpt'", "RUN/checkpoints",
+            ["ckpt_path=nowhere/last.ckpt"], "ckpt_path (override", "no checkpoint 'nowhere/last.ckpt'", "RUN/checkpoints",
             id="missing checkpoint",
         ),
         pytest.param(
-            ["stats=default", "stats.every_n_steps=0"], "stats.every_n_steps:", "given 0", "at least 1",
+            ["stats=default", "stats.every_n_steps=0"], "stats.every_n_steps (override", "given 0", "at least 1",
             id="a bad distance of statistics",
         ),
         pytest.param(
-            ["stats=default", "stats.select={match:'encoder.*'}"], "stats.select:", "matches no parameter",
+            ["stats=default", "stats.select={match:'encoder.*'}"], "stats.select (override", "matches no parameter",
             "known: fc1.bias", id="statistics that select nothing",
         ),
-        pytest.param(["data.batch_size=0"], "data.batch_size:", "0 given", "at least 1", id="a bad argument of the data"),
+        pytest.param(["data.batch_size=0"], "data.batch_size (override", "0 given", "at least 1", id="a bad argument of the data"),
         pytest.param(
-            ["+data.shufle=1"], "data:", "unexpected keyword argument 'shufle'", "mend data._target_ or its arguments",
+            ["+data.shufle=1"], "data (data/digits.yaml", "unexpected keyword argument 'shufle'", "mend data._target_ or its arguments",
             id="unknown argument of the data",
         ),
         pytest.param(
-            ["logger.csv._target_=nowhere.Logger"], "logger.csv:", "No module named 'nowhere'", "mend logger.csv._target_",
+            ["logger.csv._target_=nowhere.Logger"], "logger.csv (override", "No module named 'nowhere'", "mend logger.csv._target_",
             id="unknown logger",
         ),
         pytest.param(
-            ["+callbacks.x._target_=collections.OrderedDict"], "callbacks.x:", "makes a OrderedDict, not a Callback",
+            ["+callbacks.x._target_=collections.OrderedDict"], "callbacks.x (override", "makes a OrderedDict, not a Callback",
             "mend callbacks.x._target_", id="a callback that is none",
         ),
-        pytest.param(["callbacks=3"], "callbacks:", "got 3", "by name", id="a number for the callbacks"),
+        pytest.param(["callbacks=3"], "callbacks (override", "got 3", "by name", id="a number for the callbacks"),
     ],
 )  # fmt: skip
 def test_wrong_config_is_refused_with_address_cause_and_remedy(command, overrides, address, cause, remedy):
@@ -222,12 +222,22 @@ def test_problems_of_a_stage_are_told_at_once(command):
     assert ended.err.startswith("config: 3 problems\n")
 
 
-def test_checkpoint_of_another_model_is_refused_by_the_names_that_differ(command):
+def test_checkpoint_of_another_model_or_training_is_refused_by_what_differs(command):
     small = ["model.args.hidden=8", "trainer.max_epochs=1", "test=false", "logger=none"]
     made = command(*RUN, *small, into="made")
-    ended = command(*RUN, *small, "model.args.hidden=9", f"ckpt_path={made.directory}/checkpoints/last.ckpt")
+    saved = f"ckpt_path={made.directory}/checkpoints/last.ckpt"
+    ended = command(*RUN, *small, "model.args.hidden=9", saved)
     assert (ended.code, ended.written) == (2, [])
-    assert "  ckpt_path: the checkpoint is of another model: fc1.weight is (8, 64), the model's (9, 64); " in ended.err
+    assert "the checkpoint is of another model: fc1.weight is (8, 64), the model's (9, 64); " in ended.err
+    for override, refused in [
+        ("optimizer=sgd", "its optimizer was no SGD: one has "),
+        ("optimizer.lr=0.5", "lr is 0.5 in the config and 0.003 in the checkpoint, which replaces it"),
+        ("scheduler=none", "the checkpoint's run had a scheduler, and this one has no"),
+        ("trainer.max_epochs=60", "give scheduler.T_max=1: a run goes on with what it had"),
+    ]:
+        ended = command(*RUN, *small, saved, override)
+        assert (ended.code, ended.written) == (2, []), override
+        assert refused in ended.err
 
 
 def test_file_that_is_no_checkpoint_is_refused(command, tmp_path):

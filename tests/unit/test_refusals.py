@@ -26,7 +26,9 @@ def raw(**change):
 WRONG = [
     pytest.param(model(layer={}), "layer", "unknown key 'layer'", "did you mean 'layers'", id="unknown section"),
     pytest.param({"layers": {}}, "model", "no layers", "give layers", id="no layers"),
-    pytest.param(model(args=5), "args", "valid dictionary, got 5", "give names with values", id="args that are a number"),
+    pytest.param(
+        model(args=5), "args", "valid dictionary, got 5", "give names with values", id="args that are a number"
+    ),
     pytest.param(model(args=[1]), "args.1", "name 1 is of type int", "in quotes", id="an arg that is a number"),
     pytest.param(model(args={"d": "???"}), "args.d", "has no value", "give d: ...", id="an arg without a value"),
     pytest.param(model(args={"d": "=e"}), "args.d", "unknown name 'e'", "known", id="an arg over an unknown name"),
@@ -65,7 +67,9 @@ WRONG = [
     pytest.param(
         layer(dtype="float33"), "layers.fc.dtype", "unknown dtype", "did you mean 'float32'", id="unknown dtype"
     ),
-    pytest.param(layer(repeat=True), "layers.fc.repeat", "is a bool", "a count is a whole number", id="a bool for repeat"),
+    pytest.param(
+        layer(repeat=True), "layers.fc.repeat", "is a bool", "a count is a whole number", id="a bool for repeat"
+    ),
     pytest.param(layer(repeat=-1), "layers.fc.repeat", "got -1", "from 0 to", id="a negative repeat"),
     pytest.param(layer(repeat="=2/1"), "layers.fc.repeat", "got 2.0", "whole number", id="a fractional repeat"),
     pytest.param(
@@ -262,7 +266,9 @@ WRONG = [
         "known",
         id="an input over an unknown name",
     ),
-    pytest.param(model(inputs={"x": {"shape": [True]}}), "inputs.x.shape.0", "is a bool", "a size is a number", id="a bool size"),
+    pytest.param(
+        model(inputs={"x": {"shape": [True]}}), "inputs.x.shape.0", "is a bool", "a size is a number", id="a bool size"
+    ),
     pytest.param(
         model(inputs={"x": {"range": [0, "=d"]}}),
         "inputs.x.range",
@@ -285,9 +291,7 @@ WRONG = [
         model(layers={"w": W}), "forward", "cannot run in order", "write a forward", id="a raw Parameter in order"
     ),
     pytest.param(model(forward="3"), "forward", "returns int", "return a tensor", id="a forward that returns a number"),
-    pytest.param(
-        model(forward="y = x\nreturn fd(y)"), "forward", "unknown name 'fd'", "fc", id="a layer misspelt"
-    ),
+    pytest.param(model(forward="y = x\nreturn fd(y)"), "forward", "unknown name 'fd'", "fc", id="a layer misspelt"),
     pytest.param(
         model(buffers={"b": {}}), "buffers.b.value", "is missing", "give value", id="a buffer without a value"
     ),
@@ -370,6 +374,13 @@ WRONG = [
         "bernoulli draws random numbers",
         "Parameter with an init",
         id="a buffer that is drawn",
+    ),
+    pytest.param(
+        model(buffers={"b": {"value": [1.0, 1.0e6], "dtype": "float16"}}, forward="fc(x) * b"),
+        "buffers.b.value",
+        "1000000.0 is more than float16 holds",
+        "a wider dtype",
+        id="a buffer that its dtype makes infinite",
     ),
     pytest.param(
         model(inputs={"x": {"range": [5, 1]}}),
