@@ -31,7 +31,8 @@ from builder.evaluate import evaluate
 from builder.expand import expand
 from builder.language import LanguageError
 from builder.load import Loaded, load
-from builder.module import construct, on_meta
+from builder.meta import on_meta
+from builder.module import construct
 from builder.shapes import check_shapes
 from builder.source import render
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from builder.module import Carried, carried, compile_class, on_meta
+from builder.meta import on_meta
+from builder.module import Carried, carried, compile_class
 
 
 def restore_buffers(module: nn.Module, names: Iterable[str] | None = None) -> None:

@@ -24,7 +24,8 @@ from builder.initialize.lsuv import refuse_without_batch, rescale
 from builder.initialize.plan import Decision, Surroundings, plan_init
 from builder.initialize.pretrained import PretrainedReport, merged
 from builder.load import Loaded, Places, Source, load
-from builder.module import Entry, buffer_entries, carried, check_kinds, check_sizes, construct, entries, on_meta
+from builder.meta import on_meta
+from builder.module import Entry, buffer_entries, carried, check_kinds, check_sizes, construct, entries
 from builder.names import Selector
 from builder.owners import owners
 from builder.policies import POLICIES, is_function

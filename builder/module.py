@@ -16,7 +16,6 @@ import math
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -24,7 +23,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from builder.allowed import allowed_object, is_dotted
 from builder.errors import BuilderError, Problem, did_you_mean
@@ -307,53 +305,6 @@ def construct(loaded: Loaded, source: ModelSource, args: Mapping[str, Any], make
     except Exception as err:
         loaded.refuse([problem_of(err, cls, source, loaded, "give the layer arguments that its class takes")])
         raise
-
-
-@contextmanager
-def on_meta() -> Iterator[None]:
-    """A context in which tensors have shapes and no memory."""
-    with torch.device("meta"), _NoValuesOnMeta():
-        yield
-
-
-class _NoValuesOnMeta(TorchFunctionMode):
-    """Leaves out what writes values into tensors on meta: torch 2.13 imports its compiler to do so, for a second."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _FILLS:
-            filled = args[0] if args else kwargs["tensor"]
-            if filled.is_meta:
-                return filled
-        return func(*args, **kwargs)
-
-
-_FILLS = frozenset(
-    (
-        *(nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, nn.init.constant_, nn.init.kaiming_uniform_),
-        *(torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.fill_, torch.Tensor.zero_),
-    )
-)
-
-
-@contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """A context in which modules keep their parameters on meta, while buffers get their real values."""
-    register = nn.Module.register_parameter
-
-    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and not param.is_meta:  # one on meta was registered before: this is a tie
-            param = nn.Parameter(param.detach().to("meta"), param.requires_grad)
-        register(self, name, param)
-
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
-    try:
-        with _NoValuesOnMeta():
-            yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 # ---- what a built module carries -----------------------------------------------------------------------------------

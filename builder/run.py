@@ -1,8 +1,8 @@
 """One run, from a composed config to its artefacts: checked, built, fitted, tested.
 
 Nothing but the config is written before the config is proved and a first batch has gone through the model. Then the run
-directory gets `model.py`, `parameters.json`, metrics, events, statistics, checkpoints, `weights.safetensors` and
-`result.json`.
+directory gets `model.py`, `parameters.json`, metrics, events, statistics, `verdicts.json`, checkpoints,
+`weights.safetensors`, `result.json` and `report.html`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
 from rich.table import Table
 
 from builder.config import Origin, unresolved
 from builder.errors import BuilderError, Problem, did_you_mean, raise_all
-from builder.export import WEIGHTS, save_weights
+from builder.export import WEIGHTS, is_sharded, save_weights, write_text
 from builder.first_batch import check_first_batch
 from builder.lit_module import LitModule, assemble, plan_run, scale_to_batch
 from builder.names import Selector
 from builder.progress import BestCheckpoint, LastCheckpoint, SaveOnException, is_terminal, progress
+from builder.report.write import write_report
+from builder.resume import check_tensors, read_checkpoint
 from builder.stats.callback import ParameterStatistics
+from builder.stats.guards import NonFiniteGuard, VerdictsFile
 from builder.stats.record import chosen_parameters
 from builder.table import as_data, parameters, render_table
 from builder.task import Task
@@ -65,13 +68,13 @@ def run(config: DictConfig, origin: Origin, console: Console | None = None) -> d
     console = console or Console(width=None if is_terminal() else 120)
     directory = Path(config.run_dir)
     started = time.perf_counter()
-    _write(directory / "config.yaml", _resolved(config))
+    write_text(directory / "config.yaml", _resolved(config))
     _quieten()
     plan = plan_run(config, places=origin.places, name=origin.name, scheme_name=origin.scheme_name)
     _check_settings(config, plan.task)
     checkpoint = _checkpoint_path(config)
     pl.seed_everything(plan.config.get("seed", 0), workers=True, verbose=False)
-    data = _instantiated(config.data, "data", pl.LightningDataModule)
+    data = instantiated(config.data, "data", pl.LightningDataModule)
     trainer = make_trainer(config, directory)
     lit = assemble(plan)
     _check_statistics(config, lit)
@@ -83,6 +86,7 @@ def run(config: DictConfig, origin: Origin, console: Console | None = None) -> d
     for report in plan.proof.pretrained:
         console.print(str(report), soft_wrap=True, highlight=False)
     fitted = _fit(trainer, lit, data, checkpoint)
+    _say_cost(trainer, console)
     metrics = _final_metrics(trainer, lit, data, test=bool(config.test))
     _write_weights(directory, trainer, lit)
     references = {str(key): float(value) for key, value in getattr(data, "references", {}).items()}
@@ -91,6 +95,8 @@ def run(config: DictConfig, origin: Origin, console: Console | None = None) -> d
         directory,
         {"status": "ok", "error": None, "metrics": metrics, "references": references, "seconds": round(seconds, 3)},
     )
+    if trainer.is_global_zero:
+        _write_report(directory, console)
     console.print(_result_table(metrics, references, fitted))
     console.print(f"[dim]run directory[/] {directory}", soft_wrap=True, highlight=False)
     return metrics
@@ -100,7 +106,16 @@ def write_result(directory: Path, result: Mapping[str, Any]) -> None:
     """Writes a run's `result.json`, with the overrides that Hydra wrote beside it."""
     overrides = directory / ".hydra" / "overrides.yaml"
     given = OmegaConf.to_container(OmegaConf.load(overrides)) if overrides.is_file() else []
-    _write(directory / "result.json", json.dumps({"overrides": given, **result}, indent=2) + "\n")
+    write_text(directory / "result.json", json.dumps({"overrides": given, **result}, indent=2) + "\n")
+
+
+def _write_report(directory: Path, console: Console) -> None:
+    """Writes `report.html`; a run whose result stands does not fail on the picture of it."""
+    try:
+        write_report(directory)
+    except Exception as err:  # whatever it is: hours of training are behind it
+        what = f"no report was written: {type(err).__name__}: {err}"
+        console.print(what, soft_wrap=True, highlight=False, markup=False)
 
 
 # ---- stages --------------------------------------------------------------------------------------------------------
@@ -114,7 +129,7 @@ def make_trainer(config: DictConfig, directory: Path) -> pl.Trainer:
     """
     settings = _plain(config.trainer, "trainer")
     raise_all("config", _check_trainer(settings))
-    loggers = [_instantiated(node, f"logger.{name}", Logger) for name, node in config.logger.items() if node]
+    loggers = [instantiated(node, f"logger.{name}", Logger) for name, node in config.logger.items() if node]
     try:
         return pl.Trainer(
             **settings,
@@ -148,12 +163,16 @@ def _callbacks(config: DictConfig, directory: Path) -> list[pl.Callback]:
         SaveOnException(checkpoints / "interrupted.ckpt"),
         progress(),
     ]
+    if any(config.logger.values()):
+        found.append(LearningRateMonitor())
     if config.early_stopping.patience is not None:
         found.append(EarlyStopping(config.monitor, mode=config.mode, patience=config.early_stopping.patience))
     stats = _plain(config.stats, "stats")
+    action = str(stats.pop("on_nonfinite", "stop"))
     if stats.pop("enabled", False):
-        found.append(ParameterStatistics(**stats, directory=directory))
-    return found + [_instantiated(node, f"callbacks.{name}", pl.Callback) for name, node in config.callbacks.items()]
+        watch = ParameterStatistics(**stats, directory=directory)
+        found += [NonFiniteGuard(action, stats.get("every_n_steps", 50)), watch, VerdictsFile(directory)]
+    return found + [instantiated(node, f"callbacks.{name}", pl.Callback) for name, node in config.callbacks.items()]
 
 
 def _fit(trainer: pl.Trainer, lit: LitModule, data: pl.LightningDataModule, checkpoint: str | None) -> float:
@@ -166,8 +185,15 @@ def _fit(trainer: pl.Trainer, lit: LitModule, data: pl.LightningDataModule, chec
     return time.perf_counter() - started
 
 
+def _say_cost(trainer: pl.Trainer, console: Console) -> None:
+    for callback in cast(list[pl.Callback], trainer.callbacks):  # type: ignore[attr-defined]
+        if isinstance(callback, ParameterStatistics) and trainer.is_global_zero:
+            console.print(f"[dim]{callback.words()}[/]", soft_wrap=True, highlight=False)
+
+
 def _final_metrics(trainer: pl.Trainer, lit: LitModule, data: Any, *, test: bool) -> dict[str, float]:
-    metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    logged = trainer.callback_metrics.items()
+    metrics = {name: value.item() for name, value in logged if not name.startswith("lr-")}  # LearningRateMonitor's
     if test:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         found = trainer.test(lit, datamodule=data, ckpt_path=best or None, verbose=False)
@@ -176,11 +202,17 @@ def _final_metrics(trainer: pl.Trainer, lit: LitModule, data: Any, *, test: bool
 
 
 def _write_weights(directory: Path, trainer: pl.Trainer, lit: LitModule) -> None:
-    """Writes the weights of the best checkpoint, which are those that were tested; without one, the last."""
+    """Writes the weights of the best checkpoint, which are those that were tested; without one, the last.
+
+    Of a sharded model all processes take part: each loads its own part, and the first writes what is gathered.
+    """
     best = str(getattr(trainer.checkpoint_callback, "best_model_path", ""))
-    if best:
+    sharded = is_sharded(lit.model)
+    if best and sharded:
+        trainer.strategy.load_checkpoint(best)
+    elif best:
         lit.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
-    if trainer.is_global_zero:
+    if trainer.is_global_zero or sharded:
         save_weights(lit.model, directory / WEIGHTS)
 
 
@@ -204,22 +236,12 @@ def _checkpoint_path(config: DictConfig) -> str | None:
 
 
 def _check_checkpoint(path: str, lit: LitModule) -> None:
-    """Refuses a checkpoint whose tensors do not fit, before Lightning has begun."""
-    try:
-        saved = torch.load(path, map_location="meta", weights_only=True)["state_dict"]
-    except Exception as err:  # the unpickler raises whatever the bytes of some other file lead it to
-        what = f"{path!r} is not a checkpoint: {type(err).__name__} when it was read"
-        raise BuilderError("config", [Problem("ckpt_path", what, "runs keep theirs in RUN/checkpoints")]) from err
-    shapes = {name: tuple(value.shape) for name, value in saved.items()}
-    needed = {name: tuple(value.shape) for name, value in lit.state_dict().items()}
-    wrong = [
-        f"{name.removeprefix('model.')} is {shapes.get(name, 'missing')}, the model's {needed.get(name, 'missing')}"
-        for name in {**needed, **shapes}
-        if shapes.get(name) != needed.get(name)
-    ]
-    if wrong:
-        what = "the checkpoint is of another model: " + "; ".join(wrong[:4]) + ("; ..." if len(wrong) > 4 else "")
-        raise BuilderError("config", [Problem("ckpt_path", what, "use the model and args that it was made with")])
+    """Refuses a checkpoint from which the run cannot go on, before Lightning has begun."""
+    saved = read_checkpoint(path)
+    problems = check_tensors(
+        saved["state_dict"], {name: tuple(value.shape) for name, value in lit.state_dict().items()}
+    )
+    raise_all("config", problems or lit.check_resume(saved))
 
 
 # ---- what the run itself is told -----------------------------------------------------------------------------------
@@ -286,7 +308,7 @@ def _plain(node: DictConfig, section: str) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _instantiated(node: Any, section: str, kind: Callable[..., Made]) -> Made:
+def instantiated(node: Any, section: str, kind: Callable[..., Made]) -> Made:
     """What `_target_` makes of its arguments, which has to be of a kind."""
     hint = f"mend {section}._target_ or its arguments"
     try:
@@ -306,16 +328,9 @@ def _instantiated(node: Any, section: str, kind: Callable[..., Made]) -> Made:
 
 def _write_model(directory: Path, lit: LitModule, source: str, console: Console) -> None:
     table = parameters(lit.model)
-    _write(directory / "model.py", source)
-    _write(directory / "parameters.json", json.dumps(as_data(table), indent=2) + "\n")
+    write_text(directory / "model.py", source)
+    write_text(directory / "parameters.json", json.dumps(as_data(table), indent=2) + "\n")
     console.print(render_table(table, type(lit.model).__name__))
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
 
 
 def _result_table(metrics: Mapping[str, float], references: Mapping[str, float], fitted: float) -> Table:

@@ -20,6 +20,7 @@ from builder.evaluate import evaluate
 from builder.expand import Expansion
 from builder.language import LanguageError, is_expression
 from builder.load import Loaded
+from builder.meta import on_meta
 from builder.module import origin_of, problem_of, too_large
 from builder.repeats import equal_blocks_once
 from builder.source import ModelSource
@@ -89,7 +90,7 @@ def check_shapes(loaded: Loaded, expansion: Expansion, source: ModelSource, modu
     if inputs is None:
         return "an input declares no shape"
     try:
-        with torch.device("meta"):
+        with on_meta():
             _run_both_ways(loaded, source, module, inputs)
     except _DataDependent as err:
         return str(err)

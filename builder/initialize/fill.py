@@ -25,7 +25,8 @@ from builder.initialize.plan import RESET, Decision
 from builder.initialize.pretrained_values import fill as pretrained_fill
 from builder.initialize.shards import check_shards, fill_shards, is_shard, mesh_device
 from builder.initialize.streams import generator_state, stream_words
-from builder.module import Carried, Entry, carried, parameters_on_meta
+from builder.meta import parameters_on_meta
+from builder.module import Carried, Entry, carried
 from builder.owners import owners
 from builder.tie import retie
 

@@ -5,12 +5,14 @@ logged step waits for the device once.
 
 Which gradient: the one that Lightning hands to `on_before_optimizer_step`. In pytorch-lightning 2.6
 (`plugins/precision/precision.py`, `_after_closure`) this is after gradient accumulation, after DDP has averaged and
-after a loss scaler has unscaled, and *before* gradient clipping. The update is what the optimizer did with the
-clipped gradient. Under LBFGS, which evaluates the gradient several times a step, it is the first.
+after a loss scaler has unscaled, and *before* gradient clipping. The clipped gradient is what the parameters hold once
+the optimizer has stepped. Under LBFGS, which evaluates the gradient several times a step, the gradient is the first.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,30 +20,47 @@ from typing import Any
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 
 from builder.errors import BuilderError, Problem, did_you_mean, raise_all
 from builder.names import Selector
-from builder.stats.columns import MEASURES, Columns
-from builder.stats.record import Recorder, chosen_parameters
+from builder.stats.budget import Budget
+from builder.stats.columns import SCALARS, Columns
+from builder.stats.distance import Start, drawn_by
+from builder.stats.outputs import OutputWatch
+from builder.stats.parts import alone, gather_all, is_sharded
+from builder.stats.record import Recorder, Slower, chosen_parameters
 from builder.stats.store import Store
+
+_log = logging.getLogger(__name__)
+_MLFLOW_BATCH = 500  # mlflow takes 1000 values at a time
 
 
 class ParameterStatistics(pl.Callback):
-    """Records the statistics of `pl_module.model`'s parameters at each step that is a multiple of `every_n_steps`.
+    """Records the statistics of `pl_module.model` at each step that is a multiple of `every_n_steps`.
 
     A step is an optimizer step, numbered as `trainer.global_step` stands after it: batches that only accumulate do
-    not count. All measures go to the store in the run directory, `tensorboard` of them to TensorBoard loggers under
-    `measure/name`; other loggers get nothing, since they keep a column for each name. Under DDP only rank 0 records.
+    not count. All measures go to the store in the run directory; `to_loggers` of them go to the TensorBoard, wandb and
+    mlflow loggers under `measure/name`. Other loggers get nothing, since they keep a column for each name. Of several
+    processes the first one writes.
 
     Args:
         every_n_steps: Distance of logged steps.
         flush_every: Logged steps per file of the store.
         select: Selector of the parameters, as in a model file's rules; all of them when not given.
         directory: The run directory; the trainer's `default_root_dir` when not given.
-        tensorboard: Measures that TensorBoard gets.
+        to_loggers: Measures that loggers get.
+        outputs: Globs over the paths of layers whose outputs are measured; null: none.
+        slower_every: Of how many logged steps one has the slower measures: those below.
+        distance: Whether distance and cosine from the initial values are measured.
+        spectral_norm: Whether largest singular values are.
+        effective_rank: The greatest smaller side of a matrix whose effective rank is; null: of none.
+        max_overhead: The share of the time that all this may take; where it takes more, the distance of logged steps
+            doubles. Null: any.
+        stacked: Whether the first axis of every parameter counts members of a stacked model.
 
     Raises:
         BuilderError: On a bad argument at once, on a selector that matches nothing when the fit starts.
@@ -53,57 +72,120 @@ class ParameterStatistics(pl.Callback):
         flush_every: int = 10,
         select: Mapping[str, Any] | None = None,
         directory: str | Path | None = None,
-        tensorboard: Sequence[str] = ("rms", "gradient_rms", "update_ratio"),
+        to_loggers: Sequence[str] = ("rms", "gradient_rms", "update_ratio"),
+        outputs: str | Sequence[str] | None = "*",
+        slower_every: int = 10,
+        distance: bool = True,
+        spectral_norm: bool = False,
+        effective_rank: int | None = None,
+        max_overhead: float | None = 0.02,
+        stacked: bool = False,
     ) -> None:
         raise_all(
             "statistics",
             [
                 *_whole_number_problems("every_n_steps", every_n_steps),
                 *_whole_number_problems("flush_every", flush_every),
-                *_measure_problems(tensorboard),
+                *_whole_number_problems("slower_every", slower_every),
+                *(_whole_number_problems("effective_rank", effective_rank) if effective_rank is not None else ()),
+                *_bool_problems(distance=distance, spectral_norm=spectral_norm, stacked=stacked),
+                *_share_problems(max_overhead),
+                *_measure_problems(to_loggers),
+                *_pattern_problems(outputs),
             ],
         )
         self._every = every_n_steps
         self._flush_every = flush_every
         self._selector = _selector({} if select is None else select)
         self._directory = directory
-        self._tensorboard = tuple(tensorboard)
+        self._to_loggers = tuple(to_loggers)
+        self._patterns = None if outputs is None or stacked else outputs if isinstance(outputs, str) else tuple(outputs)
+        self._slower_every = slower_every
+        self._distance, self._spectral_norm, self._effective_rank = distance, spectral_norm, effective_rank
+        self._max_overhead = max_overhead
+        self._stacked = stacked
+        self._budget = Budget(every_n_steps, max_overhead, slower_every)
         self._recorder: Recorder | None = None
+        self._outputs: OutputWatch | None = None
+        self._start: Start | None = None
+        self._resumed: list[str] | None = None
         self._store: Store | None = None
         self._pending: int | None = None
+        self._clock = (0.0, 0.0, 0.0)
+        self._spent = self._began = 0.0
+        self._booked = (0, 0.0)
+        self._cost: Mapping[str, Any] = self._budget.account(0.0)
+
+    # ---- the fit ---------------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Chooses the parameters and opens the store."""
         model = getattr(pl_module, "model", None)
         assert isinstance(model, nn.Module), "statistics watch pl_module.model, which is not a module"
         chosen = chosen_parameters(model, self._selector)
-        self._pending = None
-        if trainer.is_global_zero:
-            self._recorder = Recorder(chosen)
+        rank, several = trainer.global_rank, trainer.world_size > 1
+        self._pending = self._recorder = self._start = None
+        self._budget = Budget(self._every, self._max_overhead, self._slower_every)
+        self._outputs = self._output_watch(pl_module, model)
+        gathered = several and (self._outputs is not None or any(map(is_sharded, chosen.values())))
+        if self._distance and (gathered or rank == 0):
+            self._start = Start(chosen, drawn_by(model), rank=rank, stacked=self._stacked, resumed=self._resumed)
+        if gathered or rank == 0:
+            self._recorder = Recorder(
+                chosen,
+                stacked=self._stacked,
+                slower=Slower(self._start, self._spectral_norm, self._effective_rank),
+                outputs=self._outputs,
+                rank=rank,
+                gather=gather_all if gathered else alone,
+            )
+        if rank == 0:
             run_dir = trainer.default_root_dir if self._directory is None else self._directory
             self._store = Store(Path(run_dir), self._flush_every)
+            if self._start is not None and self._start.words():
+                _log.info(self._start.words())
+        self._began = time.perf_counter()
+        self._booked = (trainer.global_step, self._began)
+
+    def _output_watch(self, pl_module: pl.LightningModule, model: nn.Module) -> OutputWatch | None:
+        compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in pl_module.modules())
+        return None if self._patterns is None or compiled else OutputWatch(model, self._patterns)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Adds the hooks where the coming step is to be logged."""
+        due = self._recorder is not None and self._budget.is_due(trainer.global_step + 1)
+        if due and self._outputs is not None and not self._outputs.is_attached:
+            self._outputs.attach()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Arms the recorder where the coming step is to be logged."""
-        self._finish_pending(trainer)  # manual optimization makes several steps a batch
+        self._finish_pending(trainer, pl_module)  # manual optimization makes several steps a batch
         step = trainer.global_step + 1
-        if self._recorder is not None and step % self._every == 0 and step != self._pending:
+        if self._recorder is not None and self._budget.is_due(step) and step != self._pending:
+            started = time.perf_counter()
             self._recorder.before_step()
             self._pending = step
+            self._spent = time.perf_counter() - started
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Records the step that this batch took, where it is logged."""
-        self._finish_pending(trainer)
+        self._finish_pending(trainer, pl_module)
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Writes what waits: a run resumed from this checkpoint finds all statistics up to it."""
-        self._flush()
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluation, which may begin between the batches of one step, is not watched."""
+        if self._outputs is not None:
+            self._outputs.paused = True
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Training goes on."""
+        if self._outputs is not None:
+            self._outputs.paused = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes what waits and lets go of the copies of the weights."""
@@ -113,24 +195,90 @@ class ParameterStatistics(pl.Callback):
         """Writes what waits: the steps before a failure are the ones to look at."""
         self._close()
 
-    def _finish_pending(self, trainer: pl.Trainer) -> None:
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Writes what waits: a run resumed from this checkpoint finds all statistics up to it."""
+        self._flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The names whose initial values are drawn again: a resumed run cannot see it from its weights."""
+        return {"drawn": sorted(self._start.drawn) if self._start is not None else []}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave."""
+        self._resumed = list(state_dict["drawn"])
+
+    # ---- cost ------------------------------------------------------------------------------------------------------
+
+    @property
+    def cost(self) -> Mapping[str, Any]:
+        """What watching has cost up to the last flush, as `stats/cost.json` holds it."""
+        return self._cost
+
+    def words(self) -> str:
+        """The same as a line of text."""
+        cost = self.cost
+        return (
+            f"statistics of {cost['steps_logged']} steps took {cost['seconds']:.2f} s, {cost['share']:.1%} of the fit"
+        )
+
+    # ---- within ----------------------------------------------------------------------------------------------------
+
+    def _finish_pending(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._pending is None or trainer.global_step < self._pending:
             return
-        assert self._recorder is not None and self._store is not None, "only a recording rank has a pending step"
-        columns = self._recorder.after_step(self._pending, trainer.current_epoch)
-        self._store.append(columns)
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        for logger in loggers:
-            logger.log_metrics(_scalars(columns, self._tensorboard), step=self._pending)
+        assert self._recorder is not None, "only a recording process has a pending step"
+        step, started, hooks = self._pending, time.perf_counter(), 0.0
         self._pending = None
+        if self._outputs is not None:
+            self._outputs.detach()
+            hooks = self._outputs.seconds
+        more = (self._budget.steps + 1) % self._slower_every == 0
+        clips = _clips(trainer, pl_module)
+        recorded = self._recorder.after_step(step, trainer.current_epoch, more=more, clips=clips, clock=self._clock)
+        if self._store is not None:
+            self._store.append(recorded.parameters, recorded.outputs)
+            self._send(trainer, recorded.parameters, step)
+        said = self._budget.weigh(step, *recorded.clock)
+        if said and trainer.is_global_zero:
+            _log.warning(said)
+        ended, extra = time.perf_counter(), self._recorder.extra_seconds
+        seconds = self._spent + hooks + ended - started
+        self._budget.book(seconds)
+        last, self._booked = self._booked, (step, ended)
+        rest = (ended - last[1] - seconds) / max(step - last[0], 1)
+        self._clock = (seconds - extra, extra, rest)
+
+    def _send(self, trainer: pl.Trainer, columns: Columns, step: int) -> None:
+        scalars = _scalars(columns, self._to_loggers)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger | WandbLogger):
+                logger.log_metrics(scalars, step=step)
+            elif isinstance(logger, MLFlowLogger):
+                listed = list(scalars.items())
+                for first in range(0, len(listed), _MLFLOW_BATCH):
+                    logger.log_metrics(dict(listed[first : first + _MLFLOW_BATCH]), step=step)
 
     def _flush(self) -> None:
         if self._store is not None:
+            started = time.perf_counter()
             self._store.flush()
+            self._budget.seconds += time.perf_counter() - started
+            self._cost = self._budget.account(time.perf_counter() - self._began)
+            self._store.write_cost(self._cost)
 
     def _close(self) -> None:
+        if self._outputs is not None:
+            self._outputs.detach()
         self._flush()
-        self._recorder = self._pending = None
+        self._recorder = self._pending = self._store = None
+
+
+def _clips(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+    return bool(trainer.gradient_clip_val) or is_overridden("configure_gradient_clipping", pl_module)
 
 
 def _scalars(columns: Columns, measures: Sequence[str]) -> dict[str, Any]:
@@ -165,11 +313,33 @@ def _whole_number_problems(name: str, value: object) -> list[Problem]:
     return [Problem(f"stats.{name}", f"must be a whole number of at least 1, given {value!r}")]
 
 
+def _bool_problems(**given: object) -> list[Problem]:
+    return [
+        Problem(f"stats.{name}", f"must be true or false, given {value!r}")
+        for name, value in given.items()
+        if not isinstance(value, bool)
+    ]
+
+
+def _share_problems(value: object) -> list[Problem]:
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1):
+        return []
+    return [Problem("stats.max_overhead", f"must be above 0 and at most 1, given {value!r}", "0.02 is 2 %; null: any")]
+
+
+def _pattern_problems(patterns: object) -> list[Problem]:
+    if patterns is None or isinstance(patterns, str):
+        return []
+    if isinstance(patterns, Sequence) and all(isinstance(pattern, str) for pattern in patterns):
+        return []
+    return [Problem("stats.outputs", f"must be a glob or a list of globs, given {patterns!r}", "'*' is every layer")]
+
+
 def _measure_problems(measures: Sequence[str]) -> list[Problem]:
     if isinstance(measures, str):
-        return [Problem("stats.tensorboard", f"must be a list of measures, given {measures!r}", f"[{measures}]")]
+        return [Problem("stats.to_loggers", f"must be a list of measures, given {measures!r}", f"[{measures}]")]
     return [
-        Problem("stats.tensorboard", f"unknown measure {measure!r}", did_you_mean(measure, MEASURES))
+        Problem("stats.to_loggers", f"unknown measure {measure!r}", did_you_mean(measure, SCALARS))
         for measure in measures
-        if measure not in MEASURES
+        if measure not in SCALARS
     ]

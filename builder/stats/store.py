@@ -1,33 +1,49 @@
-"""The columnar store of statistics: a folder of parquet files, each whole or absent.
+"""The columnar store of statistics: two folders of parquet files, each file whole or absent.
 
-A file is written beside its final name, synced, and moved there by one atomic rename, so a run killed at any moment
-leaves only whole files. Files are numbered; a run that resumes continues the numbering and takes nothing away. There
-is one writer to a folder.
+`stats/parameters` has a row for each logged step and parameter, `stats/outputs` one for each step and layer. Files are
+numbered, and the files of one flush bear one number. Each is written beside its final name, synced, and moved there by
+one atomic rename, so a run killed at any moment leaves only whole files. A run that resumes continues the numbering and
+takes nothing away. There is one writer to a run.
 """
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import polars
 
 from builder.errors import BuilderError, Problem
-from builder.stats.columns import COUNTS, MEASURES, Columns
+from builder.stats.columns import COUNTS, HISTOGRAM, MEASURES, OUTPUT_MEASURES, Columns
 
 FOLDER = "stats"
-SCHEMA: dict[str, type[polars.DataType]] = {
-    "step": polars.Int64,
-    "epoch": polars.Int64,
-    "name": polars.String,
-    **{measure: polars.Int64 if measure in COUNTS else polars.Float64 for measure in MEASURES},
+PARAMETERS, OUTPUTS = "parameters", "outputs"
+COST = "cost.json"
+_POLARS = dict.fromkeys(COUNTS, polars.Int64()) | {HISTOGRAM: polars.List(polars.Int64)}
+_MOMENT = {"step": polars.Int64(), "epoch": polars.Int64()}
+SCHEMA: dict[str, polars.DataType] = {
+    **_MOMENT,
+    "name": polars.String(),
+    "member": polars.Int64(),
+    **{measure: _POLARS.get(measure, polars.Float64()) for measure in MEASURES},
 }
+OUTPUT_SCHEMA: dict[str, polars.DataType] = {
+    **_MOMENT,
+    "layer": polars.String(),
+    "kind": polars.String(),
+    "member": polars.Int64(),
+    **{measure: _POLARS.get(measure, polars.Float64()) for measure in OUTPUT_MEASURES},
+}
+_SCHEMAS = {PARAMETERS: SCHEMA, OUTPUTS: OUTPUT_SCHEMA}
 
 _UNFINISHED = "unfinished.tmp"  # one fixed name, so that what a kill leaves behind is overwritten by the next flush
 
 
 class Store:
-    """Gathers logged steps and writes them as one file a flush.
+    """Gathers logged steps and writes them as one file a flush and folder.
 
     Args:
         run_dir: The run's directory; files go to its folder `stats`, which is made where it is missing.
@@ -35,50 +51,78 @@ class Store:
     """
 
     def __init__(self, run_dir: Path, flush_every: int) -> None:
-        self._folder = run_dir / FOLDER
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folders = {kind: run_dir / FOLDER / kind for kind in _SCHEMAS}
+        for folder in self._folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
         self._flush_every = flush_every
-        self._waiting: list[polars.DataFrame] = []
-        self._next = max((int(file.stem) for file in _files(self._folder)), default=-1) + 1
+        self._waiting: dict[str, list[polars.DataFrame]] = {kind: [] for kind in _SCHEMAS}
+        numbers = [int(file.stem) for folder in self._folders.values() for file in _files(folder)]
+        self._next = max(numbers, default=-1) + 1
 
-    def append(self, columns: Columns) -> None:
-        """Takes one logged step, and writes a file when enough of them wait."""
-        self._waiting.append(polars.DataFrame(columns, schema=SCHEMA))
-        if len(self._waiting) >= self._flush_every:
+    def append(self, parameters: Columns, outputs: Columns | None = None) -> None:
+        """Takes one logged step, and writes files when enough of them wait."""
+        self._waiting[PARAMETERS].append(polars.DataFrame(parameters, schema=SCHEMA))
+        if outputs is not None:
+            self._waiting[OUTPUTS].append(polars.DataFrame(outputs, schema=OUTPUT_SCHEMA))
+        if len(self._waiting[PARAMETERS]) >= self._flush_every:
             self.flush()
 
     def flush(self) -> None:
         """Writes what waits; on return it is on the disk. Writes no file where nothing waits."""
-        if self._waiting:
-            _write_whole(polars.concat(self._waiting), self._folder / f"{self._next:06d}.parquet")
-            self._waiting = []
-            self._next += 1
+        waiting = {kind: polars.concat(frames) for kind, frames in self._waiting.items() if frames}
+        for kind, rows in waiting.items():
+            _write_whole(self._folders[kind] / f"{self._next:06d}.parquet", rows.write_parquet)
+            self._waiting[kind] = []
+        self._next += bool(waiting)
+
+    def write_cost(self, cost: Mapping[str, Any]) -> None:
+        """Writes what watching has cost so far to `stats/cost.json`."""
+        text = json.dumps(cost, indent=2) + "\n"
+        _write_whole(self._folders[PARAMETERS].parent / COST, lambda stream: stream.write(text.encode()))
 
 
 def read_stats(run_dir: str | Path) -> polars.DataFrame:
-    """All statistics of a run: one row for each logged step and parameter, by step and in the model's order.
+    """The statistics of a run's parameters: one row for each logged step and parameter, by step, in the model's order.
 
     A step that a resumed run repeated is returned as it was measured last; the files keep both. A run without
-    statistics gives no rows. Null means that there was nothing to measure; NaN and inf are values as measured.
+    statistics gives no rows. Null means that there was nothing to measure; NaN and inf are values as measured. The
+    columns are listed in `builder.stats.columns`.
 
     Raises:
         BuilderError: If the directory does not exist.
     """
+    return _read(run_dir, PARAMETERS, ["step", "name", "member"])
+
+
+def read_outputs(run_dir: str | Path) -> polars.DataFrame:
+    """The statistics of a run's layer outputs: one row for each logged step and layer; else as `read_stats`.
+
+    Raises:
+        BuilderError: If the directory does not exist.
+    """
+    return _read(run_dir, OUTPUTS, ["step", "layer", "member"])
+
+
+def _read(run_dir: str | Path, kind: str, key: list[str]) -> polars.DataFrame:
     if not Path(run_dir).is_dir():
         raise BuilderError("statistics", [Problem(str(run_dir), "is not a directory", "give a run's directory")])
-    frames = [polars.DataFrame(schema=SCHEMA), *map(polars.read_parquet, _files(Path(run_dir) / FOLDER))]
-    rows = polars.concat(frames, how="diagonal")
-    return rows.unique(["step", "name"], keep="last", maintain_order=True).sort("step", maintain_order=True)
+    files = _files(Path(run_dir) / FOLDER / kind)
+    rows = polars.concat([_empty(_SCHEMAS[kind]), *map(polars.read_parquet, files)], how="diagonal")
+    return rows.unique(key, keep="last", maintain_order=True).sort("step", maintain_order=True)
+
+
+def _empty(schema: Mapping[str, polars.DataType]) -> polars.DataFrame:
+    return polars.DataFrame(schema=dict(schema))
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet"), key=lambda file: int(file.stem))
 
 
-def _write_whole(rows: polars.DataFrame, file: Path) -> None:
+def _write_whole(file: Path, write: Callable[[BinaryIO], object]) -> None:
     unfinished = file.with_name(_UNFINISHED)
     with unfinished.open("wb") as stream:
-        rows.write_parquet(stream)
+        write(stream)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(unfinished, file)

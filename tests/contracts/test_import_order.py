@@ -25,6 +25,7 @@ BEFORE_TORCH = [
     "source",
 ]
 WITH_TORCH = [
+    "meta",
     "module",
     "repeats",
     "shapes",

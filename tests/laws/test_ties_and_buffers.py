@@ -23,7 +23,8 @@ from builder.buffers import restore_buffers
 from builder.build import proof_of
 from builder.export import load_weights, save_weights
 from builder.initialize.fill import initialise
-from builder.module import construct, entries, on_meta
+from builder.meta import on_meta
+from builder.module import construct, entries
 from builder.source import render
 from builder.verify import check_module, verify
 

@@ -1,6 +1,10 @@
 """Statistics in a real fit: what is logged, when, and that watching changes nothing (law L10)."""
 
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -10,9 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from builder.errors import BuilderError
-from builder.stats import record
+from builder.stats import callback, record
 from builder.stats.callback import ParameterStatistics
-from builder.stats.store import read_stats
+from builder.stats.store import read_outputs, read_stats
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -89,7 +93,7 @@ def steps(tmp_path):
 def test_watching_changes_no_bit_of_losses_or_weights(tmp_path, options):
     alone, watched = Lit(), Lit()
     fit(tmp_path / "alone", alone, [], **options)
-    fit(tmp_path, watched, [ParameterStatistics(every_n_steps=1, flush_every=1)], **options)
+    fit(tmp_path, watched, [ParameterStatistics(max_overhead=None, every_n_steps=1, flush_every=1)], **options)
     assert len(alone.losses) == 30 and len(set(alone.losses)) > 20
     assert watched.losses == alone.losses
     for name, parameter in alone.model.named_parameters():
@@ -98,17 +102,25 @@ def test_watching_changes_no_bit_of_losses_or_weights(tmp_path, options):
 
 
 def test_each_multiple_of_the_interval_is_logged_once_for_each_parameter(tmp_path):
-    fit(tmp_path, Lit(), [ParameterStatistics(every_n_steps=10, flush_every=2)])
+    fit(tmp_path, Lit(), [ParameterStatistics(max_overhead=None, every_n_steps=10, flush_every=2)])
     rows = read_stats(tmp_path)
     assert steps(tmp_path) == [10, 20, 30]
     assert rows["name"].to_list() == NAMES * 3
     assert rows["epoch"].to_list() == [0] * 12
-    assert len(list((tmp_path / "stats").iterdir())) == 2, "two steps in a file, the last one at the end of the fit"
+    assert len(list((tmp_path / "stats" / "parameters").iterdir())) == 2, (
+        "two steps in a file, the last one at the end of the fit"
+    )
 
 
 def test_an_accumulating_batch_is_not_a_step(tmp_path):
     module = Lit()
-    fit(tmp_path, module, [ParameterStatistics(every_n_steps=2)], max_steps=8, accumulate_grad_batches=3)
+    fit(
+        tmp_path,
+        module,
+        [ParameterStatistics(max_overhead=None, every_n_steps=2)],
+        max_steps=8,
+        accumulate_grad_batches=3,
+    )
     assert len(module.losses) == 24
     assert steps(tmp_path) == [2, 4, 6, 8]
     rms = read_stats(tmp_path).filter(name="fc1.weight")["gradient_rms"].to_list()
@@ -118,7 +130,9 @@ def test_an_accumulating_batch_is_not_a_step(tmp_path):
 
 def test_the_gradient_is_the_one_before_clipping(tmp_path):
     module = Lit()
-    fit(tmp_path, module, [ParameterStatistics(every_n_steps=1)], max_steps=3, gradient_clip_val=1e-6)
+    fit(
+        tmp_path, module, [ParameterStatistics(max_overhead=None, every_n_steps=1)], max_steps=3, gradient_clip_val=1e-6
+    )
     rms = read_stats(tmp_path).filter(name="fc1.weight")["gradient_rms"].to_list()
     assert rms == pytest.approx(module.gradients)
     assert min(rms) > 1e-4
@@ -129,7 +143,7 @@ def test_frozen_and_tied_parameters_in_a_fit(tmp_path):
     module.model.fc1.requires_grad_(False)
     module.model.tied = module.model.fc2
     module.on_before_optimizer_step = lambda optimizer: None
-    fit(tmp_path, module, [ParameterStatistics(every_n_steps=5)], max_steps=5)
+    fit(tmp_path, module, [ParameterStatistics(max_overhead=None, every_n_steps=5)], max_steps=5)
     rows = read_stats(tmp_path)
     assert rows["name"].to_list() == NAMES
     assert rows["update_rms"].is_null().to_list() == [True, True, False, False]
@@ -140,7 +154,7 @@ def test_a_logged_step_makes_exactly_one_transfer(tmp_path, monkeypatch):
     transfers = []
     to_host = record._to_host
     monkeypatch.setattr(record, "_to_host", lambda results: transfers.append(1) or to_host(results))
-    fit(tmp_path, Lit(), [ParameterStatistics(every_n_steps=5)])
+    fit(tmp_path, Lit(), [ParameterStatistics(max_overhead=None, every_n_steps=5)])
     assert len(transfers) == 6
 
 
@@ -158,7 +172,7 @@ def test_manual_optimization_logs_each_of_a_batchs_steps(tmp_path):
 
     moves = []
     module = Twice()
-    fit(tmp_path, module, [ParameterStatistics(every_n_steps=3)], max_steps=12)
+    fit(tmp_path, module, [ParameterStatistics(max_overhead=None, every_n_steps=3)], max_steps=12)
     assert steps(tmp_path) == [3, 6, 9, 12]
     rows = read_stats(tmp_path).filter(name="fc1.weight")
     assert rows["gradient_rms"].to_list() == pytest.approx(module.gradients[2::3])
@@ -172,7 +186,7 @@ def test_lbfgs_is_measured_from_the_start_of_its_step(tmp_path):
 
     module = Closure()
     start = module.model.fc1.weight.detach().clone()
-    fit(tmp_path, module, [ParameterStatistics(every_n_steps=1)], max_steps=1)
+    fit(tmp_path, module, [ParameterStatistics(max_overhead=None, every_n_steps=1)], max_steps=1)
     row = read_stats(tmp_path).filter(name="fc1.weight")
     moved = (module.model.fc1.weight.detach().double() - start.double()).square().mean().sqrt().item()
     assert len(module.gradients) > 1
@@ -185,7 +199,7 @@ def test_tensorboard_gets_one_dict_for_each_logged_step_and_csv_gets_nothing(tmp
     tensorboard, csv = TensorBoardLogger(tmp_path), CSVLogger(tmp_path)
     monkeypatch.setattr(TensorBoardLogger, "log_metrics", lambda self, metrics, step: calls.append((metrics, step)))
     monkeypatch.setattr(CSVLogger, "log_metrics", lambda self, metrics, step: pytest.fail("CSV got statistics"))
-    watch = ParameterStatistics(every_n_steps=10, tensorboard=["rms", "update_ratio"])
+    watch = ParameterStatistics(max_overhead=None, every_n_steps=10, to_loggers=["rms", "update_ratio"])
     fit(tmp_path, Lit(), [watch], logger=[tensorboard, csv])
     assert [step for _, step in calls] == [10, 20, 30]
     assert list(calls[0][0]) == [f"{measure}/{name}" for measure in ("rms", "update_ratio") for name in NAMES]
@@ -195,7 +209,7 @@ def test_tensorboard_shows_the_values_of_the_store(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(tmp_path, name="tb", version="0")
-    fit(tmp_path, Lit(), [ParameterStatistics(every_n_steps=15)], logger=logger)
+    fit(tmp_path, Lit(), [ParameterStatistics(max_overhead=None, every_n_steps=15)], logger=logger)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         events = EventAccumulator(logger.log_dir).Reload().Scalars("rms/fc1.weight")
@@ -206,14 +220,14 @@ def test_tensorboard_shows_the_values_of_the_store(tmp_path):
 
 def test_an_exception_writes_what_was_measured_before_it(tmp_path):
     with pytest.raises(RuntimeError, match="a fault in the loss"):
-        fit(tmp_path, Lit(fail_at=7), [ParameterStatistics(every_n_steps=1, flush_every=100)])
+        fit(tmp_path, Lit(fail_at=7), [ParameterStatistics(max_overhead=None, every_n_steps=1, flush_every=100)])
     assert steps(tmp_path) == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_nan_weights_are_recorded(tmp_path):
     module = Lit()
     module.model.fc1.weight.data[0, 0] = float("nan")
-    fit(tmp_path, module, [ParameterStatistics(every_n_steps=1)], max_steps=1)
+    fit(tmp_path, module, [ParameterStatistics(max_overhead=None, every_n_steps=1)], max_steps=1)
     assert read_stats(tmp_path)["nonfinite"].to_list() == [128, 16, 48, 3]
 
 
@@ -224,12 +238,12 @@ def test_a_saved_checkpoint_has_its_statistics_on_disk_and_a_resumed_run_continu
         def on_save_checkpoint(self, trainer, pl_module, checkpoint):
             seen.append((trainer.global_step, steps(tmp_path)[-1]))
 
-    watch = ParameterStatistics(every_n_steps=5, flush_every=100)
+    watch = ParameterStatistics(max_overhead=None, every_n_steps=5, flush_every=100)
     trainer = fit(tmp_path, Lit(), [watch, Look()])
     file = tmp_path / "last.ckpt"
     trainer.save_checkpoint(file)
     save = pl.callbacks.ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=10, save_top_k=-1)
-    watch = ParameterStatistics(every_n_steps=5, flush_every=100)
+    watch = ParameterStatistics(max_overhead=None, every_n_steps=5, flush_every=100)
     fit(tmp_path, Lit(), [watch, Look(), save], file, max_steps=60, enable_checkpointing=True)
     assert seen == [(30, 30), (40, 40), (50, 50), (60, 60)]
     assert steps(tmp_path) == list(range(5, 61, 5))
@@ -237,7 +251,12 @@ def test_a_saved_checkpoint_has_its_statistics_on_disk_and_a_resumed_run_continu
 
 
 def test_the_directory_is_where_the_files_go(tmp_path):
-    fit(tmp_path, Lit(), [ParameterStatistics(every_n_steps=5, directory=tmp_path / "run")], max_steps=5)
+    fit(
+        tmp_path,
+        Lit(),
+        [ParameterStatistics(max_overhead=None, every_n_steps=5, directory=tmp_path / "run")],
+        max_steps=5,
+    )
     assert steps(tmp_path / "run") == [5]
     assert not (tmp_path / "stats").exists()
 
@@ -250,5 +269,105 @@ def test_a_selector_that_matches_nothing_stops_the_fit_before_its_first_step(tmp
 
 
 def test_only_selected_parameters_are_watched(tmp_path):
-    fit(tmp_path, Lit(), [ParameterStatistics(every_n_steps=5, select={"match": "*.weight"})], max_steps=5)
+    fit(
+        tmp_path,
+        Lit(),
+        [ParameterStatistics(max_overhead=None, every_n_steps=5, select={"match": "*.weight"})],
+        max_steps=5,
+    )
     assert read_stats(tmp_path)["name"].to_list() == ["fc1.weight", "fc2.weight"]
+
+
+# ---- loggers that are extras -----------------------------------------------------------------------------------------
+
+SMALL = ["trainer=cpu", "trainer.max_steps=20", "trainer.max_epochs=2", "model.args.hidden=16", "test=false"]
+
+
+@pytest.mark.filterwarnings("ignore")  # what the packages warn of is theirs
+def test_wandb_offline_gets_the_measures_that_people_look_at(command, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    from pytorch_lightning.loggers import WandbLogger
+
+    sent, log_metrics = [], WandbLogger.log_metrics
+
+    def listen(self, metrics, step):
+        sent.append((metrics, step))
+        log_metrics(self, metrics, step)
+
+    monkeypatch.setattr(WandbLogger, "log_metrics", listen)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    ended = command(*SMALL, "stats.every_n_steps=10", "logger=wandb")
+    assert ended.code == 0, ended.err
+    statistics = {step: metrics for metrics, step in sent if "rms/fc1.weight" in metrics}
+    stored = read_stats(ended.directory).filter(name="fc1.weight")
+    assert list(statistics) == [10, 20]
+    assert [metrics["rms/fc1.weight"] for metrics in statistics.values()] == stored["rms"].to_list()
+    assert (ended.directory / "metrics.csv").is_file()
+    wandb.teardown()  # its own process writes the file
+    (events,) = ended.directory.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"update_ratio/fc1.weight" in events.read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_with_a_local_store_gets_the_measures_that_people_look_at(command, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setattr(callback, "_MLFLOW_BATCH", 7)
+    ended = command(*SMALL, "stats.every_n_steps=10", "logger=mlflow")
+    assert ended.code == 0, ended.err
+    client = mlflow.MlflowClient(f"sqlite:///{ended.directory}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("builder").experiment_id])
+    stored = read_stats(ended.directory)
+    for name in stored["name"].unique():
+        for measure in ("rms", "gradient_rms", "update_ratio"):
+            history = client.get_metric_history(run.info.run_id, f"{measure}/{name}")
+            assert [point.step for point in history] == [10, 20]
+            assert [point.value for point in history] == stored.filter(name=name)[measure].to_list()
+
+
+@pytest.mark.parametrize("package", ["wandb", "mlflow"])
+def test_a_logger_whose_package_is_missing_is_refused_with_its_name(command, package, monkeypatch):
+    from pytorch_lightning.loggers import mlflow, wandb
+
+    modules = {"wandb": (wandb, "_WANDB_AVAILABLE"), "mlflow": (mlflow, "_MLFLOW_AVAILABLE")}
+    monkeypatch.setattr(*modules[package], False)
+    ended = command(*SMALL, f"logger={package}")
+    assert ended.code == 2
+    assert f"logger.{package}" in ended.err and ended.written == []
+
+
+# ---- several processes ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    return worker("one", tmp_path_factory.mktemp("one"))
+
+
+def worker(strategy, run_dir):
+    script = Path(__file__).with_name("statistics_worker.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, script, strategy, run_dir], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_come_to_the_numbers_of_one(tmp_path, strategy, one_process):
+    worker(strategy, tmp_path)
+    for read in (read_stats, read_outputs):
+        alone, together = read(one_process), read(tmp_path)
+        assert together.schema == alone.schema and together.height == alone.height > 0
+        for column in alone.columns:
+            for expected, found in zip(alone[column], together[column], strict=True):
+                if isinstance(expected, float):
+                    assert found == pytest.approx(expected, rel=1e-4, abs=1e-7), column
+                elif column == "histogram":
+                    assert found.to_list() == expected.to_list()
+                else:
+                    assert found == expected, column
+    rows = read_stats(tmp_path)
+    assert rows.filter(step=6)["distance"].null_count() == 0 and rows["clipped_gradient_rms"].null_count() == 3
+    assert read_outputs(tmp_path).filter(layer="act")["dead"].to_list() == pytest.approx([2 / 9] * 3)

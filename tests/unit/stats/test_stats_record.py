@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from builder.errors import BuilderError
+from builder.errors import BuilderError, Problem
 from builder.names import Selector
 from builder.stats import record
-from builder.stats.record import Recorder, chosen_parameters
+from builder.stats.columns import MEASURES
+from builder.stats.distance import Start
+from builder.stats.outputs import OutputWatch
+from builder.stats.record import Recorder, Slower, chosen_parameters
 
 
 def two_layers():
@@ -24,7 +27,7 @@ def step(module, recorder, number=1, lr=0.1):
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     recorder.before_step()
     optimizer.step()
-    return recorder.after_step(number, epoch=0), before
+    return recorder.after_step(number, epoch=0).parameters, before
 
 
 def rms(tensor):
@@ -91,7 +94,7 @@ def test_a_model_that_is_frozen_whole_is_recorded():
     module = two_layers().requires_grad_(False)
     recorder = Recorder(dict(module.named_parameters()))
     recorder.before_step()
-    columns = recorder.after_step(1, epoch=0)
+    columns = recorder.after_step(1, epoch=0).parameters
     assert columns["update_rms"] == columns["gradient_rms"] == [None] * 4
     assert None not in columns["rms"]
 
@@ -103,7 +106,7 @@ def test_a_tied_parameter_appears_once_under_its_first_name():
     assert "2.weight" in everything
     recorder = Recorder(everything)
     recorder.before_step()
-    assert recorder.after_step(1, epoch=0)["name"] == ["0.weight", "0.bias", "2.bias"]
+    assert recorder.after_step(1, epoch=0).parameters["name"] == ["0.weight", "0.bias", "2.bias"]
     assert list(chosen_parameters(module, Selector())) == ["0.weight", "0.bias", "2.bias"]
 
 
@@ -113,7 +116,7 @@ def test_nan_in_a_gradient_is_counted_under_its_own_name():
     module[2].bias.grad[1] = math.nan
     recorder = Recorder(dict(module.named_parameters()))
     recorder.before_step()
-    columns = recorder.after_step(1, epoch=0)
+    columns = recorder.after_step(1, epoch=0).parameters
     assert columns["gradient_nonfinite"] == [0, 0, 0, 1]
     assert math.isnan(columns["gradient_rms"][3])
 
@@ -123,14 +126,32 @@ def test_a_sparse_gradient_is_measured_over_the_whole_parameter():
     embedding(torch.tensor([1, 1])).sum().backward()
     recorder = Recorder({"weight": embedding.weight})
     recorder.before_step()
-    assert recorder.after_step(1, epoch=0)["gradient_rms"] == [pytest.approx(math.sqrt(2 * 4 / 20))]
+    assert recorder.after_step(1, epoch=0).parameters["gradient_rms"] == [pytest.approx(math.sqrt(2 * 4 / 20))]
 
 
 def test_parameters_of_several_dtypes_share_a_step():
     parameters = {"a": nn.Parameter(torch.ones(2).bfloat16()), "b": nn.Parameter(torch.ones(2).double())}
     recorder = Recorder(parameters)
     recorder.before_step()
-    assert recorder.after_step(1, epoch=0)["rms"] == [1.0, 1.0]
+    assert recorder.after_step(1, epoch=0).parameters["rms"] == [1.0, 1.0]
+
+
+def watched_on(device):
+    """A model with all that a recorder can watch, one step's gradients, and its recorder."""
+    module = two_layers().to(device)
+    module[2].weight.requires_grad_(False)
+    outputs = OutputWatch(module, "*")
+    outputs.attach()
+    module(torch.ones(5, 3, device=device))
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    start = Start(dict(module.named_parameters()), refuse) if device != "meta" else None
+    slower = Slower(start, spectral_norm=True)
+    return module, Recorder(dict(module.named_parameters()), slower=slower, outputs=outputs)
+
+
+def refuse(name, rows):
+    raise BuilderError("init", [Problem(name, "cannot be drawn")])
 
 
 def test_a_logged_step_makes_one_transfer_and_waits_for_nothing_else(monkeypatch):
@@ -139,20 +160,15 @@ def test_a_logged_step_makes_one_transfer_and_waits_for_nothing_else(monkeypatch
 
     def transfer(results):
         transfers.append(tuple(results.shape))
-        return torch.zeros(results.shape).tolist()
+        return torch.ones(results.shape, dtype=torch.float64)
 
     monkeypatch.setattr(record, "_to_host", transfer)
-    with torch.device("meta"):
-        module = two_layers()
-        module[2].weight.requires_grad_(False)
-        for parameter in module.parameters():
-            parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
-    recorder = Recorder(dict(module.named_parameters()))
+    _, recorder = watched_on("meta")
     recorder.before_step()
     assert transfers == []
-    columns = recorder.after_step(1, epoch=0)
-    assert transfers == [(4 * 4 + 3 * 2 + 3 * 2,)]
-    assert columns["update_rms"] == [0.0, 0.0, None, 0.0]
+    recorded = recorder.after_step(1, epoch=0, more=True, clips=True, clock=(0.1, 0.2))
+    assert len(transfers) == 1
+    assert recorded.parameters["update_rms"] == [1.0] * 4 and recorded.outputs["layer"] == ["0", "1", "2"]
 
 
 @pytest.mark.gpu
@@ -160,19 +176,103 @@ def test_a_logged_step_makes_one_transfer_and_waits_for_nothing_else(monkeypatch
 def test_cuda_waits_in_the_transfer_alone(monkeypatch):
     def transfer(results):
         torch.cuda.set_sync_debug_mode("default")
-        return results.cpu().tolist()
+        return results.cpu()
 
     monkeypatch.setattr(record, "_to_host", transfer)
-    module = two_layers().cuda()
-    module(torch.ones(5, 3, device="cuda")).sum().backward()
-    recorder = Recorder(dict(module.named_parameters()))
+    _, recorder = watched_on("cuda")
+    recorder._slower = Slower()
     torch.cuda.set_sync_debug_mode("error")
     try:
         recorder.before_step()
-        columns = recorder.after_step(1, epoch=0)
+        columns = recorder.after_step(1, epoch=0, clips=True).parameters
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert columns["update_rms"] == [0.0] * 4
+    assert columns["update_rms"] == [0.0, 0.0, None, 0.0]
+
+
+def test_the_clipped_gradient_is_measured_where_something_clips():
+    module = two_layers()
+    module(torch.ones(5, 3)).sum().backward()
+    recorder = Recorder(dict(module.named_parameters()))
+    recorder.before_step()
+    raw = [rms(p.grad) for p in module.parameters()]
+    torch.nn.utils.clip_grad_value_(module.parameters(), 1e-3)
+    clipped = [rms(p.grad) for p in module.parameters()]
+    columns = recorder.after_step(1, epoch=0, clips=True).parameters
+    assert columns["gradient_rms"] == pytest.approx(raw)
+    assert columns["clipped_gradient_rms"] == pytest.approx(clipped) and clipped != raw
+    recorder.before_step()
+    assert recorder.after_step(2, epoch=0).parameters["clipped_gradient_rms"] == [None] * 4
+
+
+def test_slower_measures_are_there_when_they_are_asked_for():
+    module = two_layers()
+    slower = Slower(Start(dict(module.named_parameters()), refuse), spectral_norm=True, effective_rank=3)
+    recorder = Recorder(dict(module.named_parameters()), slower=slower)
+    columns, before = step(module, recorder)
+    for measure in ("distance", "cosine", "spectral_norm", "effective_rank"):
+        assert columns[measure] == [None] * 4
+    recorder.before_step()
+    columns = recorder.after_step(2, epoch=0, more=True).parameters
+    for row, (name, parameter) in enumerate(module.named_parameters()):
+        moved = parameter.detach().double() - before[name].double()
+        assert columns["distance"][row] == pytest.approx(moved.norm().item())
+        if parameter.ndim == 2:
+            largest = torch.linalg.svdvals(parameter.detach().double())[0].item()
+            assert columns["spectral_norm"][row] == pytest.approx(largest, rel=1e-4)
+            assert 1 < columns["effective_rank"][row] <= 3
+    assert columns["spectral_norm"][1] is None, "a vector has none"
+    assert recorder.extra_seconds > 0
+
+
+def test_cosine_is_null_beside_a_zero_vector_and_nan_beside_a_nan():
+    parameters = {"zero": nn.Parameter(torch.zeros(3)), "nan": nn.Parameter(torch.ones(3))}
+    recorder = Recorder(parameters, slower=Slower(Start(parameters, refuse)))
+    recorder.before_step()
+    parameters["nan"].data[0] = math.nan
+    columns = recorder.after_step(1, epoch=0, more=True).parameters
+    assert columns["cosine"][0] is None and math.isnan(columns["cosine"][1])
+    assert columns["distance"][0] == 0.0 and math.isnan(columns["distance"][1])
+
+
+def test_a_parameter_without_values_is_null_throughout():
+    parameters = {"none": nn.Parameter(torch.zeros(0, 3)), "some": nn.Parameter(torch.ones(3))}
+    recorder = Recorder(parameters, slower=Slower(Start(parameters, refuse), spectral_norm=True))
+    recorder.before_step()
+    columns = recorder.after_step(1, epoch=0, more=True).parameters
+    assert all(columns[measure][0] is None for measure in MEASURES)
+    assert columns["rms"][1] == 1.0
+
+
+def test_each_member_of_a_stacked_model_has_its_own_row():
+    members = [two_layers() for _ in range(3)]
+    for number, member in enumerate(members):
+        for parameter in member.parameters():
+            parameter.data.mul_(number + 1)
+    names = [name for name, _ in members[0].named_parameters()]
+    stacks = {
+        name: nn.Parameter(torch.stack([member.get_parameter(name).detach() for member in members])) for name in names
+    }
+    stacks["0.bias"].requires_grad_(False)
+    slower = Slower(Start(stacks, refuse, stacked=True), spectral_norm=True)
+    recorder = Recorder(stacks, stacked=True, slower=slower)
+    for stack in stacks.values():
+        stack.grad = torch.ones_like(stack) * torch.arange(3.0).view(3, *[1] * (stack.ndim - 1))
+    recorder.before_step()
+    with torch.no_grad():
+        for stack in stacks.values():
+            stack += 0.25 * stack.grad if stack.requires_grad else 0.0
+    columns = recorder.after_step(1, epoch=0, more=True, clips=True).parameters
+    assert columns["name"] == [name for name in names for _ in members]
+    assert columns["member"] == [0, 1, 2] * 4
+    assert columns["gradient_rms"] == [0, 1, 2, None, None, None, 0, 1, 2, 0, 1, 2]
+    assert columns["update_rms"][:3] == pytest.approx([0, 0.25, 0.5], rel=1e-6)
+    assert columns["update_rms"][3:6] == [None] * 3
+    assert columns["distance"][:3] == pytest.approx([0, 0.25 * 12**0.5, 0.5 * 12**0.5], rel=1e-6)
+    for row in range(12):
+        alone = stacks[columns["name"][row]][columns["member"][row]].detach()
+        assert columns["rms"][row] == pytest.approx(rms(alone))
+        assert sum(columns["histogram"][row]) == alone.numel()
 
 
 def test_a_selector_chooses_by_the_owning_layers_kind():
@@ -200,15 +300,19 @@ def test_complex_parameters_are_refused_all_at_once_and_can_be_left_out():
     assert "z" not in chosen_parameters(module, Selector(**{"except": ("y", "z")}))
 
 
-def test_sharded_parameters_are_refused():
+def test_a_sharded_parameter_is_chosen_and_a_partial_sum_refused():
     from torch.distributed import HashStore, destroy_process_group, init_process_group
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import distribute_module
+    from torch.distributed.tensor import DTensor, Partial, distribute_module
 
     init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
-        module = distribute_module(two_layers(), init_device_mesh("cpu", (1,)))
-        with pytest.raises(BuilderError, match=r"'0\.weight' is sharded"):
+        mesh = init_device_mesh("cpu", (1,))
+        module = distribute_module(two_layers(), mesh)
+        assert len(chosen_parameters(module, Selector())) == 4
+        partial = DTensor.from_local(torch.ones(4), mesh, [Partial()])
+        module.register_parameter("summed", nn.Parameter(partial))
+        with pytest.raises(BuilderError, match=r"'summed' is placed as a partial sum"):
             chosen_parameters(module, Selector())
     finally:
         destroy_process_group()

@@ -1,6 +1,8 @@
 """The store: files whole or absent, numbering that goes on, nothing lost."""
 
+import json
 import math
+import random
 import signal
 import subprocess
 import sys
@@ -11,21 +13,34 @@ import pytest
 
 from builder.errors import BuilderError
 from builder.stats import store as module_under_test
-from builder.stats.columns import COUNTS, MEASURES
-from builder.stats.store import Store, read_stats
+from builder.stats.columns import BINS, COUNTS, MEASURES, OUTPUT_MEASURES
+from builder.stats.store import Store, read_outputs, read_stats
 
 
 def columns(step, names=("a.weight", "b.bias"), value=0.5):
+    example = dict.fromkeys(COUNTS, 1) | {"histogram": [0, 3, 1]}
     return {
         "step": [step] * len(names),
         "epoch": [0] * len(names),
         "name": list(names),
-        **{measure: [1 if measure in COUNTS else value] * len(names) for measure in MEASURES},
+        "member": [None] * len(names),
+        **{measure: [example.get(measure, value)] * len(names) for measure in MEASURES},
     }
 
 
-def files(run_dir):
-    return sorted(file.name for file in (run_dir / "stats").iterdir())
+def outputs(step, layers=("fc",), value=0.5):
+    return {
+        "step": [step] * len(layers),
+        "epoch": [0] * len(layers),
+        "layer": list(layers),
+        "kind": ["Linear"] * len(layers),
+        "member": [None] * len(layers),
+        **{measure: [1 if measure in COUNTS else value] * len(layers) for measure in OUTPUT_MEASURES},
+    }
+
+
+def files(run_dir, kind="parameters"):
+    return sorted(file.name for file in (run_dir / "stats" / kind).iterdir())
 
 
 def test_what_is_appended_is_read_back_by_step_and_name(tmp_path):
@@ -34,7 +49,7 @@ def test_what_is_appended_is_read_back_by_step_and_name(tmp_path):
         store.append(columns(step))
     store.flush()
     rows = read_stats(tmp_path)
-    assert rows.columns == ["step", "epoch", "name", *MEASURES]
+    assert rows.columns == ["step", "epoch", "name", "member", *MEASURES]
     assert rows["step"].to_list() == [1, 1, 2, 2, 3, 3]
     assert rows["name"].to_list() == ["a.weight", "b.bias"] * 3
     assert files(tmp_path) == ["000000.parquet", "000001.parquet"]
@@ -63,16 +78,16 @@ def test_flush_without_rows_writes_no_file(tmp_path):
 
 def test_a_second_store_continues_the_numbering_and_drops_nothing(tmp_path):
     Store(tmp_path, flush_every=1).append(columns(1))
-    before = (tmp_path / "stats" / "000000.parquet").read_bytes()
+    before = (tmp_path / "stats" / "parameters" / "000000.parquet").read_bytes()
     Store(tmp_path, flush_every=1).append(columns(2))
     assert files(tmp_path) == ["000000.parquet", "000001.parquet"]
-    assert (tmp_path / "stats" / "000000.parquet").read_bytes() == before
+    assert (tmp_path / "stats" / "parameters" / "000000.parquet").read_bytes() == before
     assert read_stats(tmp_path)["step"].to_list() == [1, 1, 2, 2]
 
 
 def test_numbering_goes_on_past_the_padding(tmp_path):
     Store(tmp_path, flush_every=1).append(columns(1))
-    (tmp_path / "stats" / "000000.parquet").rename(tmp_path / "stats" / "999999.parquet")
+    (tmp_path / "stats" / "parameters" / "000000.parquet").rename(tmp_path / "stats" / "parameters" / "999999.parquet")
     for step in (2, 3):
         Store(tmp_path, flush_every=1).append(columns(step))
     assert files(tmp_path) == ["1000000.parquet", "1000001.parquet", "999999.parquet"]
@@ -100,21 +115,73 @@ def test_a_write_that_fails_leaves_no_file_and_keeps_the_rows(tmp_path, monkeypa
 
 
 def test_a_file_of_an_older_version_reads_with_nulls(tmp_path):
-    (tmp_path / "stats").mkdir()
+    (tmp_path / "stats" / "parameters").mkdir(parents=True)
     old = polars.DataFrame(columns(1), schema=module_under_test.SCHEMA).drop("update_ratio")
-    old.write_parquet(tmp_path / "stats" / "000000.parquet")
+    old.write_parquet(tmp_path / "stats" / "parameters" / "000000.parquet")
     Store(tmp_path, flush_every=1).append(columns(2))
     assert read_stats(tmp_path)["update_ratio"].to_list() == [None, None, 0.5, 0.5]
 
 
+def test_outputs_have_a_folder_of_their_own_and_the_number_of_the_flush(tmp_path):
+    store = Store(tmp_path, flush_every=1)
+    store.append(columns(1))
+    store.append(columns(2), outputs(2, ["fc", "act"]))
+    store.append(columns(3), outputs(3, []))
+    assert files(tmp_path) == ["000000.parquet", "000001.parquet", "000002.parquet"]
+    assert files(tmp_path, "outputs") == ["000001.parquet", "000002.parquet"]
+    rows = read_outputs(tmp_path)
+    assert rows.columns == ["step", "epoch", "layer", "kind", "member", *OUTPUT_MEASURES]
+    assert rows.select("step", "layer").rows() == [(2, "fc"), (2, "act")]
+
+
+def test_members_are_told_apart(tmp_path):
+    store = Store(tmp_path, flush_every=1)
+    store.append(columns(1, ["a", "a"]) | {"member": [0, 1]})
+    store.append(columns(1, ["a", "a"], 0.7) | {"member": [0, 1]})
+    assert read_stats(tmp_path).select("member", "rms").rows() == [(0, 0.7), (1, 0.7)]
+
+
+def test_histograms_come_back_as_lists(tmp_path):
+    counts = list(range(BINS))
+    Store(tmp_path, flush_every=1).append(columns(1) | {"histogram": [counts, None]})
+    assert read_stats(tmp_path)["histogram"].to_list() == [counts, None]
+
+
+def test_cost_is_written_beside_the_folders(tmp_path):
+    store = Store(tmp_path, flush_every=1)
+    for seconds in (0.5, 0.75):
+        store.write_cost({"seconds": seconds})
+    assert json.loads((tmp_path / "stats" / "cost.json").read_text()) == {"seconds": 0.75}
+    assert sorted(file.name for file in (tmp_path / "stats").iterdir()) == ["cost.json", "outputs", "parameters"]
+
+
+@pytest.mark.parametrize(
+    ("reader", "code"),
+    [
+        pytest.param("polars", "len(polars.read_parquet(folder))", id="polars"),
+        pytest.param("pandas", "len(pandas.read_parquet(folder))", id="pandas"),
+        pytest.param("duckdb", "len(duckdb.sql(f\"select * from '{folder}/*.parquet'\").fetchall())", id="duckdb"),
+    ],
+)
+def test_a_folder_is_read_by_one_line_of(tmp_path, reader, code):
+    module = pytest.importorskip(reader)
+    if reader == "pandas":
+        pytest.importorskip("pyarrow")
+    store = Store(tmp_path, flush_every=1)
+    for step in (1, 2, 3):
+        store.append(columns(step))
+    assert eval(code, {reader: module, "folder": str(tmp_path / "stats" / "parameters")}) == 6
+
+
 def test_a_run_without_statistics_has_no_rows_but_all_columns(tmp_path):
-    assert read_stats(tmp_path).is_empty()
-    assert read_stats(tmp_path).columns == ["step", "epoch", "name", *MEASURES]
+    assert read_stats(tmp_path).is_empty() and read_outputs(tmp_path).is_empty()
+    assert read_stats(tmp_path).columns == ["step", "epoch", "name", "member", *MEASURES]
 
 
 def test_a_run_directory_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(BuilderError, match="is not a directory"):
-        read_stats(tmp_path / "missing")
+    for read in (read_stats, read_outputs):
+        with pytest.raises(BuilderError, match="is not a directory"):
+            read(tmp_path / "missing")
 
 
 def test_a_finished_run_is_read_without_importing_torch():
@@ -141,6 +208,7 @@ store = Store(Path(sys.argv[1]), flush_every=1)
 step = int(sys.argv[2])
 names = [f"layer{i}.weight" for i in range(2000)]
 body = {m: [0 if m in COUNTS else 0.1 * i for i in range(2000)] for m in MEASURES}
+body |= {"member": [None] * 2000, "histogram": [[i] for i in range(2000)]}
 while step < 9999:
     step += 1
     store.append({"step": [step] * 2000, "epoch": [0] * 2000, "name": names, **body})
@@ -168,14 +236,16 @@ def test_a_kill_inside_a_flush_leaves_the_file_whole_or_absent(tmp_path, point, 
     assert files(tmp_path) == [f"{number:06d}.parquet" for number in range(2 + kept)], "nothing half-written stays"
 
 
-def test_the_store_opens_after_a_kill_at_any_moment(tmp_path):
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_the_store_opens_after_a_kill_at_any_moment(tmp_path, kills):
     """Whatever the writer reported as written is there, whole, and a new writer goes on from it."""
     written = 0
-    for attempt in range(5):
+    moments = random.Random(0)
+    for _ in range(kills):
         command = [sys.executable, "-c", WRITER, str(tmp_path), str(written)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
             reported = [int(writer.stdout.readline()) for _ in range(3)]
-            time.sleep(0.0037 * attempt)
+            time.sleep(moments.uniform(0, 0.05))
             writer.send_signal(signal.SIGKILL)
             reported += [int(line) for line in writer.stdout]
         rows = read_stats(tmp_path)

@@ -1,0 +1,317 @@
+"""What watching costs: statistics over plain passes, over the obvious ways, and over a training run without them.
+
+Each pair does both things in one process, in turn (A B B A), so that whatever else the machine does falls on both. A
+pair is two neighbouring turns, its ratio that of their times, and the figure the median over all pairs.
+
+- `sum`: the base set of weights (mean, std, rms, min, max, l2, zeros, non-finite; on the host at the end) of GPT-2's
+  124 M values, over one `sum` of each of the same tensors.
+- `loop`: the obvious loop for the same set, `.item()` after each measure, over the base set.
+- `add_histogram`: TensorBoard's, of all tensors, over the base set.
+- `wandb`: the time that a step of GPT-2 takes longer while `wandb.watch(log="all", log_freq=1)` logs it, offline, over
+  the same for `ParameterStatistics` with its defaults (what comes with every tenth logged step counts a tenth).
+- `training`: steps of the recipe char_gpt with everything on (also spectral norms and effective ranks), logged every
+  50 steps, over steps without: pairs of 50 steps within one fit. What comes with every tenth logged step is left out
+  of the pairs and added by a tenth.
+
+The process ends with 1 where a figure is beyond its limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.utils.tensorboard.writer import SummaryWriter
+
+import builder
+from benchmarks.init import CONF, Figure, figure, pairs_of, table
+from builder.config import composed
+from builder.lit_module import lightning_module
+from builder.stats.callback import ParameterStatistics
+from builder.stats.distance import Start, drawn_by
+from builder.stats.measure import weight_measures, weight_sums
+from builder.stats.outputs import OutputWatch
+from builder.stats.record import Recorder, Slower
+from builder.stats.store import Store
+
+MOST_SUMS = 5.0  # times one sum over the same tensors
+LEAST_LOOP = 5.0
+LEAST_HISTOGRAM = 50.0
+LEAST_WANDB = 15.0
+MOST_TRAINING = 1.02
+EVERY = 50
+CASES = ("sum", "loop", "add_histogram", "wandb", "training")
+
+
+# ---- the base set --------------------------------------------------------------------------------------------------
+
+
+def weights() -> list[Tensor]:
+    """Tensors of GPT-2's shapes, with values as they are drawn."""
+    return [parameter.detach() for parameter in builder.build(CONF / "model" / "gpt2.yaml").parameters()]
+
+
+def base_set(tensors: Sequence[Tensor]) -> list[list[float]]:
+    found: list[list[float]] = weight_measures(weight_sums(tensors)).tolist()
+    return found
+
+
+def obvious_loop(tensors: Sequence[Tensor]) -> list[list[float]]:
+    return [
+        [
+            tensor.mean().item(),
+            tensor.std(correction=0).item(),
+            tensor.square().mean().sqrt().item(),
+            tensor.min().item(),
+            tensor.max().item(),
+            tensor.norm().item(),
+            (tensor == 0).float().mean().item(),
+            (~torch.isfinite(tensor)).sum().item(),
+        ]
+        for tensor in tensors
+    ]
+
+
+def over_sum(pairs: int) -> Figure:
+    tensors = weights()
+    found = pairs_of(lambda: base_set(tensors), lambda: [tensor.sum() for tensor in tensors], pairs)
+    return figure("sum", found, [ours / theirs for ours, theirs in found], MOST_SUMS, False)
+
+
+def over_loop(pairs: int) -> Figure:
+    tensors = weights()
+    found = pairs_of(lambda: base_set(tensors), lambda: obvious_loop(tensors), pairs)
+    return figure("loop", found, [theirs / ours for ours, theirs in found], LEAST_LOOP, True)
+
+
+def over_add_histogram(pairs: int) -> Figure:
+    tensors = weights()
+    with tempfile.TemporaryDirectory() as folder:
+        writer = SummaryWriter(folder)
+
+        def theirs() -> None:
+            for number, tensor in enumerate(tensors):
+                writer.add_histogram(str(number), tensor, 0)
+
+        found = pairs_of(lambda: base_set(tensors), theirs, pairs)
+        writer.close()
+    return figure("add_histogram", found, [theirs / ours for ours, theirs in found], LEAST_HISTOGRAM, True)
+
+
+# ---- one logged step -----------------------------------------------------------------------------------------------
+
+
+class Steps:
+    """Steps of GPT-2 on a short text: plain, watched by wandb, and recorded."""
+
+    def __init__(self, folder: Path) -> None:
+        import wandb  # noqa: PLC0415 (an extra, and only this figure needs it)
+
+        os.environ["WANDB_SILENT"] = "true"
+        self.model = builder.build(CONF / "model" / "gpt2.yaml")
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4)
+        self.ids = torch.randint(50257, (1, 33), generator=torch.Generator().manual_seed(0))
+        self.run = wandb.init(mode="offline", dir=str(folder), project="benchmark")
+        chosen = dict(self.model.named_parameters())
+        self.outputs = OutputWatch(self.model, "*")
+        slower = Slower(Start(chosen, drawn_by(self.model)))
+        self.recorder = Recorder(chosen, slower=slower, outputs=self.outputs)
+        self.store = Store(folder, flush_every=10)
+
+    def plain(self, before: Callable[[], object] = lambda: None) -> float:
+        """Seconds of a step; `before` is called before the optimizer moves the weights."""
+        started = time.perf_counter()
+        self.optimizer.zero_grad()
+        logits = self.model(self.ids[:, :-1])
+        nn.functional.cross_entropy(logits.flatten(0, 1), self.ids[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
+        before()
+        self.optimizer.step()
+        return time.perf_counter() - started
+
+    def by_wandb(self) -> float:
+        """Seconds of a step that wandb logs."""
+        self.run.watch(self.model, log="all", log_freq=1)
+        seconds = self.plain()
+        started = time.perf_counter()
+        self.run.log({"loss": 0.0})
+        seconds += time.perf_counter() - started
+        self.run.unwatch(self.model)
+        return seconds
+
+    def recorded(self, *, more: bool = False) -> float:
+        """Seconds of a step that is recorded; `more`: with what comes every tenth time."""
+        started = time.perf_counter()
+        self.outputs.attach()
+        self.plain(self.recorder.before_step)
+        self.outputs.detach()
+        found = self.recorder.after_step(1, 0, more=more)
+        self.store.append(found.parameters, found.outputs)
+        return time.perf_counter() - started
+
+
+def over_wandb(pairs: int) -> Figure:
+    with tempfile.TemporaryDirectory() as folder:
+        steps = Steps(Path(folder))
+        steps.plain(), steps.by_wandb(), steps.recorded(), steps.recorded(more=True)
+        extra = statistics.median(_extra(steps) for _ in range(3)) / 10
+        found = []
+        for _ in range(pairs):
+            plain = [steps.plain()]
+            ours = steps.recorded()
+            plain.append(steps.plain())
+            theirs = steps.by_wandb()
+            plain.append(steps.plain())
+            found.append((ours - (plain[0] + plain[1]) / 2 + extra, theirs - (plain[1] + plain[2]) / 2))
+        steps.run.finish()
+    return figure("wandb", found, [theirs / ours for ours, theirs in found], LEAST_WANDB, True)
+
+
+def _extra(steps: Steps) -> float:
+    steps.recorded(more=True)
+    return steps.recorder.extra_seconds
+
+
+# ---- a training run ------------------------------------------------------------------------------------------------
+
+
+class InTurn(ParameterStatistics):
+    """Statistics in blocks of 50 steps that are on, off, off, on, ...; keeps the time of each block.
+
+    Attributes:
+        blocks: Whether statistics were on, and the seconds without the measures of every tenth logged step.
+        extra: Seconds of those, each time.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.blocks: list[tuple[bool, float]] = []
+        self.extra: list[float] = []
+        self._last = 0.0
+
+    def is_on(self, trainer: pl.Trainer) -> bool:
+        """Whether the coming step is in a block with statistics."""
+        return trainer.global_step // EVERY % 4 in (0, 3)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Watches a step of a block that is on."""
+        if trainer.global_step == 0:
+            self._last = time.perf_counter()
+        if self.is_on(trainer):
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Watches a step of a block that is on."""
+        if self.is_on(trainer):
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends a block after every 50th step."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.global_step % EVERY == 0:
+            now, on = time.perf_counter(), (trainer.global_step - 1) // EVERY % 4 in (0, 3)
+            extra = self._recorder.extra_seconds if on and self._recorder is not None else 0.0
+            self.extra += [extra] if extra else []
+            self.blocks.append((on, now - self._last - extra))
+            self._last = now
+
+
+def training(pairs: int) -> Figure:
+    """Steps with everything on over steps with statistics off."""
+    pairs = max(pairs, 20)  # of which two logged steps have everything
+    steps = 2 * EVERY * (pairs + 1)
+    config, _ = composed(["+recipes=char_gpt", "trainer=cpu", "seed=0", f"trainer.max_steps={steps}"])
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        watch = InTurn(every_n_steps=EVERY, spectral_norm=True, effective_rank=512, max_overhead=None, directory=folder)
+        fit(config, watch, steps, Path(folder))
+    times = watch.blocks[2:]  # the first pair warms up
+    found = []
+    for first, second in zip(times[::2], times[1::2], strict=True):
+        on, off = (first, second) if first[0] else (second, first)
+        found.append((on[1], off[1]))
+    extra = statistics.fmean(watch.extra) / 10
+    ratios = [(on + extra) / off for on, off in found]
+    return figure("training", found, ratios, MOST_TRAINING, False)
+
+
+def fit(config: DictConfig, watch: InTurn, steps: int, folder: Path) -> None:
+    from hydra.utils import instantiate  # noqa: PLC0415 (only this figure needs it)
+
+    data = instantiate(config.data)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=steps, max_epochs=-1, gradient_clip_val=1.0, default_root_dir=folder,
+        logger=pl.loggers.TensorBoardLogger(folder), enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, callbacks=[watch],
+    )  # fmt: skip
+    trainer.fit(lightning_module(config), datamodule=data)
+
+
+# ---- the report ----------------------------------------------------------------------------------------------------
+
+
+def measure(cases: Sequence[str], pairs: int) -> Iterator[Figure]:
+    for case in cases:
+        if case == "sum":
+            yield over_sum(pairs)
+        elif case == "loop":
+            yield over_loop(max(3, pairs // 4))
+        elif case == "add_histogram":
+            yield over_add_histogram(max(2, pairs // 12))
+        elif case == "wandb":
+            yield over_wandb(max(4, pairs // 4))
+        else:
+            yield training(pairs)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Time of statistics over plain passes, over the obvious ways, and over training without them.",
+        epilog="Ends with 1 where a figure is beyond its limit. `wandb` needs pip install -e '.[wandb]'.",
+    )
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="only these (default: all)")
+    parser.add_argument("--pairs", type=int, default=24, help="pairs of turns; slow figures take fewer (default: 24)")
+    parser.add_argument("--cores", type=int, default=2, help="cores for either side (default: 2)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON; progress goes to stderr")
+    given = parser.parse_args()
+    if given.pairs < 2 or given.cores < 1:
+        parser.error("--pairs is 2 or more, --cores 1 or more")
+    return given
+
+
+def main() -> int:
+    given = arguments()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
+    torch.set_num_threads(given.cores)
+    figures = list(measure(given.cases, given.pairs))
+    passed = all(found.passed for found in figures)
+    if given.json:
+        results: list[dict[str, Any]] = [{**vars(found), "passed": found.passed} for found in figures]
+        print(json.dumps({"cores": given.cores, "passed": passed, "figures": results}, indent=2))
+    else:
+        print(table(figures))
+        print(f"{'all within their limits' if passed else 'beyond the limits'}; {given.cores} cores")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""What watches over a run: it stops at the first number that is none, and says at the end what the statistics show.
+
+The loss is looked at before the backward pass and the gradients before the step that would use them, so the weights
+that a stopped run leaves are those of its last good step. On the CPU the loss of every step is read, which costs
+nothing there; on other devices, and where there are several processes, only every so many steps, because reading waits
+for the device and for the others.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from builder.errors import BuilderError, Problem, did_you_mean
+from builder.stats.store import read_outputs, read_stats
+from builder.stats.verdicts import verdicts
+
+ACTIONS = ("stop", "warn", "ignore")
+VERDICTS = "verdicts.json"
+_MOST = 4  # names in a message
+
+
+class NonFiniteGuard(pl.Callback):
+    """Stops the run, or warns once, where the loss, a gradient or a weight is NaN or infinite.
+
+    Args:
+        action: stop, warn or ignore.
+        every_n_steps: How often gradients are looked at; the loss too, where looking waits for a device.
+
+    Raises:
+        BuilderError: An unknown action; during the fit, with parameter and step, where the action is to stop.
+    """
+
+    def __init__(self, action: str = "stop", every_n_steps: int = 50) -> None:
+        if action not in ACTIONS:
+            hint = did_you_mean(action, ACTIONS)
+            raise BuilderError("statistics", [Problem("stats.on_nonfinite", f"unknown action {action!r}", hint)])
+        self._action = action
+        self._every = every_n_steps
+        self._finite: torch.Tensor | None = None
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
+        """Looks at the loss, while the weights are still those that gave it."""
+        if self._action == "ignore":
+            return
+        finite = torch.isfinite(loss.detach()).all()
+        self._finite = finite if self._finite is None else self._finite & finite
+        if self._looks_at_every_loss(trainer, loss) or self._is_due(trainer):
+            all_finite = _everywhere(trainer, bool(self._finite))
+            self._finite = None
+            if not all_finite:
+                self._act(trainer, "train/loss", f"is {float(loss.detach()):g}", nonfinite_weights(pl_module))
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Looks at the gradients, now and then."""
+        if self._action != "ignore" and self._is_due(trainer):
+            found = nonfinite_gradients(pl_module)
+            if not _everywhere(trainer, not found):
+                self._act(trainer, next(iter(found), "gradients"), "has a gradient that is not finite", found)
+
+    def _looks_at_every_loss(self, trainer: pl.Trainer, loss: torch.Tensor) -> bool:
+        return loss.device.type == "cpu" and trainer.world_size == 1
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        return (trainer.global_step + 1) % self._every == 0
+
+    def _act(self, trainer: pl.Trainer, address: str, what: str, counts: dict[str, int]) -> None:
+        step = trainer.global_step + 1
+        named = [f"{name} ({count} values)" for name, count in counts.items()]
+        shown = ", ".join(named[:_MOST]) + (f" and {len(named) - _MOST} more" if len(named) > _MOST else "")
+        cause = f"not finite: {shown}" if named else "the weights are finite: the batch, or the loss of it, made it"
+        problem = Problem(address, f"{what} at step {step}; {cause}", _remedy(trainer))
+        if self._action == "stop":
+            raise BuilderError("training", [problem])
+        print(f"training goes on:\n{problem}", file=sys.stderr)
+        self._action = "ignore"
+
+
+class VerdictsFile(pl.Callback):
+    """Judges the statistics when a fit ends, however it ends: `verdicts.json`, and a line for each verdict.
+
+    Stands behind the callback that records, whose last records it reads.
+
+    Args:
+        directory: The run directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After the last step."""
+        self._write(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """After a step that failed."""
+        self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        found = judged(self._directory)
+        file = self._directory / VERDICTS
+        file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        for verdict in found:
+            print(f"{verdict['severity']}: {verdict['text']}", flush=True)
+
+
+def judged(run_dir: Path) -> list[dict[str, Any]]:
+    """The verdicts on a run directory's statistics, as data whose numbers JSON can hold."""
+    table = run_dir / "parameters.json"
+    rows = json.loads(table.read_text(encoding="utf-8"))["parameters"] if table.is_file() else []
+    found = [verdict.as_data() for verdict in verdicts(read_stats(run_dir), read_outputs(run_dir), rows)]
+    return [
+        verdict | {"numbers": {key: _plain(value) for key, value in verdict["numbers"].items()}} for verdict in found
+    ]
+
+
+def nonfinite_weights(module: nn.Module) -> dict[str, int]:
+    """How many values of each parameter and floating buffer are NaN or infinite; those without any are left out."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return _counts({name: tensor.detach() for name, tensor in tensors.items()})
+
+
+def nonfinite_gradients(module: nn.Module) -> dict[str, int]:
+    """How many values of each gradient are NaN or infinite; those without any are left out."""
+    return _counts({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
+
+
+def _counts(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
+    """The sum of a tensor tells whether a value is not finite, at a fifth of the time of a count."""
+    values = {name: (t.coalesce().values() if t.is_sparse else t) for name, t in tensors.items()}
+    floats = {name: t for name, t in values.items() if t.is_floating_point() or t.is_complex()}
+    suspects = {name: t for name, t in floats.items() if not torch.isfinite(t.sum())}
+    found = {name: int((~torch.isfinite(t)).sum()) for name, t in suspects.items()}
+    return {name.removeprefix("model."): count for name, count in found.items() if count}
+
+
+def _everywhere(trainer: pl.Trainer, holds: bool) -> bool:
+    return trainer.strategy.reduce_boolean_decision(holds) if trainer.world_size > 1 else holds
+
+
+def _remedy(trainer: pl.Trainer) -> str:
+    kept = [str(getattr(callback, "best_model_path", "")) for callback in trainer.checkpoint_callbacks]
+    kept = [path for path in kept if path]
+    back = f"the last good checkpoint is {kept[-1]}\n" if kept else ""
+    return f"{back}try a smaller optimizer.lr, trainer.gradient_clip_val=1.0, or another init; stats.on_nonfinite=warn"
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,150 @@
+"""What layers give out, measured while a step that is logged runs forward.
+
+Hooks exist only from the start of a logged step's first batch to the end of its last. A hook looks at the output and
+keeps a few numbers on the device, not the output. A layer that is called several times is measured over all calls; a
+unit is dead if each of its values in the whole step is exactly 0.
+
+Not measured: outputs without floating-point values (of several, the first tensor counts), `DTensor`s, compiled models
+(a hook would compile them again), and evaluation.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from builder.names import Patterns, matches
+from builder.stats.measure import OUTPUT, joined, output_sums, wide_type
+from builder.stats.parts import is_sharded
+
+RELU_LIKE = frozenset(("ReLU", "ReLU6", "RReLU", "Threshold", "Hardshrink", "Softshrink", "Hardswish"))
+TANH_LIKE = frozenset(("Tanh", "Hardtanh", "Softsign"))
+SIGMOID_LIKE = frozenset(("Sigmoid", "Hardsigmoid"))
+BEYOND, BELOW = 0.97, 0.03  # where an output is called saturated
+UNITS = ("alive",)
+SATURATED = ("beyond",)
+
+
+@dataclass
+class Layer:
+    """What one layer gave out during a step.
+
+    Attributes:
+        kind: Its class.
+        sums: (1, columns `OUTPUT`) of each call.
+        alive: By the number of the call in its forward pass: whether each unit was ever anything but 0, as 0 and 1.
+        beyond: How many values were saturated, of each call; None where nothing saturates.
+    """
+
+    kind: str
+    sums: list[Tensor] = field(default_factory=list)
+    alive: dict[int, Tensor] = field(default_factory=dict)
+    beyond: list[Tensor] = field(default_factory=list)
+
+    def tables(self) -> dict[str, tuple[tuple[str, ...], Tensor]]:
+        """Its numbers as tables that several processes can join, with their columns."""
+        found: dict[str, tuple[tuple[str, ...], Tensor]]
+        found = {"sums": (OUTPUT, joined(torch.stack(self.sums), OUTPUT))}
+        if self.alive:
+            found["alive"] = (UNITS, torch.cat(list(self.alive.values())).unsqueeze(1))
+        if self.beyond:
+            found["beyond"] = (SATURATED, torch.stack(self.beyond).sum(0))
+        return found
+
+
+class OutputWatch:
+    """Hooks on a model's layers, while they are attached.
+
+    Attributes:
+        seconds: What the hooks have taken on the host since `take` was called.
+
+    Args:
+        model: The model; its own output is its last layer's, and is not measured again.
+        patterns: Globs over dotted module paths.
+    """
+
+    def __init__(self, model: nn.Module, patterns: Patterns) -> None:
+        self._model = model
+        self._layers = {path: module for path, module in model.named_modules() if path and matches(path, patterns)}
+        self._handles: list[RemovableHandle] = []
+        self._found: dict[str, Layer] = {}
+        self._calls: dict[str, int] = {}
+        self.paused = False
+        self.seconds = 0.0
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether there are hooks."""
+        return bool(self._handles)
+
+    def attach(self) -> None:
+        """Adds the hooks."""
+        self._handles.append(self._model.register_forward_pre_hook(lambda *_: self._calls.clear()))
+        for path, module in self._layers.items():
+            self._handles.append(module.register_forward_hook(partial(self._see, path)))
+
+    def detach(self) -> None:
+        """Removes the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._calls = {}
+
+    def take(self) -> dict[str, Layer]:
+        """What was seen, by path in the model's order; forgets it."""
+        found = {path: self._found[path] for path in self._layers if path in self._found}
+        self._found, self.seconds = {}, 0.0
+        return found
+
+    def _see(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        started = time.perf_counter()
+        tensor = _first_tensor(output)
+        if tensor is None or self.paused:
+            return
+        with torch.no_grad(), _full_precision(tensor.device.type):
+            layer = self._found.setdefault(path, Layer(_kind(module)))
+            call = self._calls[path] = self._calls.get(path, -1) + 1
+            values = tensor.detach()
+            layer.sums.append(output_sums(values))
+            if layer.kind in RELU_LIKE:
+                alive = _alive(values)
+                before = layer.alive.get(call)
+                layer.alive[call] = alive if before is None else torch.maximum(alive, before)
+            if layer.kind in TANH_LIKE | SIGMOID_LIKE:
+                layer.beyond.append(_beyond(values, layer.kind).view(1, 1))
+        self.seconds += time.perf_counter() - started
+
+
+def _full_precision(device: str) -> AbstractContextManager[Any]:
+    """Within autocast, measures would be taken in the low precision as well."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def _kind(module: nn.Module) -> str:
+    """The class's name; of one that `fully_shard` has wrapped, the wrapped one's."""
+    name = type(module).__name__
+    return name.removeprefix("FSDP") if name.startswith("FSDP") and len(type(module).__mro__) > 2 else name
+
+
+def _first_tensor(output: Any) -> Tensor | None:
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    usable = isinstance(first, Tensor) and first.is_floating_point() and first.numel() and not is_sharded(first)
+    return first if usable else None
+
+
+def _alive(values: Tensor) -> Tensor:
+    """Whether each unit, the last axis or a picture's channels, is ever anything but 0, as 0 and 1."""
+    units = values.movedim(1, -1) if values.ndim >= 4 else values
+    return units.reshape(-1, units.shape[-1] if units.ndim else 1).ne(0).any(0).to(wide_type(values))
+
+
+def _beyond(values: Tensor, kind: str) -> Tensor:
+    outside = values.abs() > BEYOND if kind in TANH_LIKE else (values > BEYOND) | (values < BELOW)
+    return outside.sum().to(wide_type(values))

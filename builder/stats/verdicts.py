@@ -1,0 +1,189 @@
+"""What the statistics of a run say in words: each verdict with the numbers behind it.
+
+Pure functions from the rows of `columns` to verdicts, so that a run, a report and a probe say the same of the same
+numbers. The bounds are wide on purpose: a verdict is for what a reader would change, not for what is merely unusual.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import polars
+
+from builder.stats.columns import COUNTS
+
+MOST_CHANGE = 100.0  # of scale from the first layer to the last, up or down
+LEAST_LAYERS = 4  # for a change over depth to be one
+MOST_DEAD = MOST_SATURATED = 0.5  # of the units of a layer, of its values
+LEAST_UPDATE, MOST_UPDATE = 1e-6, 1e-1  # of the weight's rms in one step; about 1e-3 is common
+
+GRADIENT = "gradient_rms"  # of a parameter; a probe has it of the outputs as well
+
+Severity = Literal["error", "warning", "info"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One thing that the numbers say.
+
+    Attributes:
+        kind: nonfinite, vanishing, exploding, dead, saturated, update_ratio, still.
+        severity: error where the run is lost, warning where it is likely to learn less than it could, or info.
+        names: The parameters or layers that it is about, in the model's order.
+        step: The logged step that shows it.
+        text: One sentence.
+        numbers: What it was judged by.
+    """
+
+    kind: str
+    severity: Severity
+    names: tuple[str, ...]
+    step: int
+    text: str
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_data(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return asdict(self) | {"names": list(self.names), "numbers": dict(self.numbers)}
+
+
+def verdicts(
+    parameters: polars.DataFrame, outputs: polars.DataFrame, table: Sequence[Mapping[str, Any]] = ()
+) -> list[Verdict]:
+    """All verdicts on some logged steps, the gravest first.
+
+    Args:
+        parameters: Rows of parameters, as `builder.read_stats` gives them.
+        outputs: Rows of layer outputs, as `builder.stats.store.read_outputs` gives them.
+        table: The parameter table as data; without it nothing is said of parameters that never move.
+
+    Returns:
+        None where all is well. Parameters keep the order of `table`, or that in which they were recorded.
+    """
+    found = [
+        *_nonfinite(parameters, "name"),
+        *_nonfinite(outputs, "layer"),
+        *_scales_by_depth(outputs, parameters, table),
+        *_shares(outputs),
+        *_update_ratios(parameters),
+        *_still(parameters, table),
+    ]
+    return sorted(found, key=lambda verdict: ("error", "warning", "info").index(verdict.severity))
+
+
+def _nonfinite(rows: polars.DataFrame, by: str) -> Iterator[Verdict]:
+    for measure in (measure for measure in COUNTS if measure in rows.columns):
+        bad = rows.filter(polars.col(measure) > 0)
+        if bad.is_empty():
+            continue
+        step = int(bad["step"].to_numpy().min())
+        first = bad.filter(polars.col("step") == step)
+        names = _distinct(first[by])
+        of = {"name": "weights", "layer": "the output"}[by] if measure == "nonfinite" else "gradients"
+        text = f"NaN or infinite {of} of {_listed(names)} at step {step}."
+        yield Verdict("nonfinite", "error", names, step, text, dict(zip(names, first[measure].to_list(), strict=False)))
+
+
+def _scales_by_depth(
+    outputs: polars.DataFrame, parameters: polars.DataFrame, table: Sequence[Mapping[str, Any]]
+) -> Iterator[Verdict]:
+    """Of the outputs of layers with a weight: those that only pass on, such as a ReLU, would be counted twice."""
+    weighted = {name.rpartition(".")[0] for name in parameters["name"].unique()}
+    layers = outputs.filter(polars.col("layer").is_in(sorted(weighted)))
+    yield from _change_by_depth(layers, "layer", "rms", "outputs of the layers")
+    if GRADIENT in outputs.columns:
+        yield from _change_by_depth(layers, "layer", GRADIENT, "gradients of the outputs")
+    else:
+        matrices = [row["name"] for row in table if len(row["shape"]) >= 2]
+        rows = parameters.filter(polars.col("name").is_in(matrices)) if matrices else parameters.clear()
+        yield from _change_by_depth(rows, "name", GRADIENT, "gradients of the matrices")
+
+
+def _change_by_depth(rows: polars.DataFrame, by: str, measure: str, of: str) -> Iterator[Verdict]:
+    """The factor by which a line through the logarithms changes: from the first layer, or of gradients from the last."""
+    rows = rows.filter(polars.col(measure).is_finite())
+    if rows.is_empty():
+        return
+    step = int(rows["step"].to_numpy().max())
+    last = rows.filter(polars.col("step") == step)
+    if measure == GRADIENT:
+        last = last.reverse()
+    names, values = _distinct(last[by]), last[measure].to_list()
+    if len(values) < LEAST_LAYERS or len(names) != len(values):
+        return
+    logs = [math.log(max(value, 1e-38)) for value in values]
+    change = math.exp(_slope(logs) * (len(logs) - 1))
+    if 1 / MOST_CHANGE <= change <= MOST_CHANGE:
+        return
+    kind, word = ("vanishing", "vanish") if change < 1 else ("exploding", "explode")
+    text = f"The {of} {word}: from {values[0]:.2g} in {names[0]} to {values[-1]:.2g} in {names[-1]}."
+    numbers = {"from": values[0], "to": values[-1], "factor": change}
+    yield Verdict(kind, "warning", (names[0], names[-1]), step, text, numbers)
+
+
+def _slope(values: Sequence[float]) -> float:
+    """Of the line of least squares through values at 0, 1, 2, ..."""
+    middle, mean = (len(values) - 1) / 2, sum(values) / len(values)
+    return sum((i - middle) * (value - mean) for i, value in enumerate(values)) / sum(
+        (i - middle) ** 2 for i in range(len(values))
+    )
+
+
+def _shares(outputs: polars.DataFrame) -> Iterator[Verdict]:
+    kinds = {"dead": (MOST_DEAD, "units are zero for a whole batch"), "saturated": (MOST_SATURATED, "values saturate")}
+    for measure, (most, what) in kinds.items():
+        rows = outputs.filter(polars.col(measure).is_not_null())
+        if rows.is_empty():
+            continue
+        step = int(rows["step"].to_numpy().max())
+        beyond = rows.filter((polars.col("step") == step) & (polars.col(measure) > most))
+        if len(beyond):
+            names, shares = _distinct(beyond["layer"]), beyond[measure].to_list()
+            text = f"{max(shares):.0%} of the {what} in {_listed(names)} at step {step}."
+            numbers = dict(zip(beyond["layer"].to_list(), shares, strict=True))
+            yield Verdict(measure, "warning", names, step, text, numbers)
+
+
+def _update_ratios(parameters: polars.DataFrame) -> Iterator[Verdict]:
+    """By the median over the last third of the steps: the first steps of a schedule are not judged."""
+    steps = sorted(parameters["step"].unique())
+    late = [step for step in steps[-(-2 * len(steps) // 3) :]] or steps
+    rows = parameters.filter(polars.col("step").is_in(late) & polars.col("update_ratio").is_finite())
+    medians = rows.group_by("name", maintain_order=True).agg(polars.col("update_ratio").median())
+    for name, beyond, word in (
+        ("large", polars.col("update_ratio") > MOST_UPDATE, "more"),
+        ("small", (polars.col("update_ratio") > 0) & (polars.col("update_ratio") < LEAST_UPDATE), "less"),
+    ):
+        found = medians.filter(beyond)
+        if len(found):
+            names, ratios = _distinct(found["name"]), found["update_ratio"].to_list()
+            bound = MOST_UPDATE if name == "large" else LEAST_UPDATE
+            text = f"Each step changes {_listed(names)} by {word} than {bound:g} of their size."
+            severity: Severity = "warning" if name == "large" else "info"
+            yield Verdict("update_ratio", severity, names, int(late[-1]), text, dict(zip(names, ratios, strict=True)))
+
+
+def _still(parameters: polars.DataFrame, table: Sequence[Mapping[str, Any]]) -> Iterator[Verdict]:
+    """Trainable parameters that no logged step moved."""
+    watched = parameters.group_by("name", maintain_order=True).agg(
+        polars.col("update_rms").fill_null(0.0).max(), polars.col("gradient_rms").is_not_null().any(), polars.len()
+    )
+    trainable = [row["name"] for row in table if row["trainable"] and not row["tied_to"] and not row.get("held")]
+    still = watched.filter(polars.col("name").is_in(trainable) & (polars.col("update_rms") == 0))
+    for reached, why in ((False, "the loss does not reach"), (True, "no logged step moved")):
+        names = _distinct(still.filter(polars.col("gradient_rms") == reached)["name"])
+        if names:
+            step = int(parameters["step"].to_numpy().max())
+            yield Verdict("still", "warning", names, step, f"Though trainable, {why} {_listed(names)}.", {})
+
+
+def _distinct(names: polars.Series) -> tuple[str, ...]:
+    return tuple(names.unique(maintain_order=True))
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

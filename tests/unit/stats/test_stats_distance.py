@@ -1,0 +1,118 @@
+"""Initial values: drawn again where they can be, else copied."""
+
+import pytest
+import torch
+from torch import nn
+
+import builder
+from builder.stats import distance as module_under_test
+from builder.stats.distance import Start, drawn_by
+from builder.stats.measure import start_measures
+
+MODEL = {
+    "args": {"d": 300},
+    "inputs": {"x": {"shape": ["batch", "=d"]}},
+    "layers": {
+        "fc": {"kind": "Linear", "in_features": "=d", "out_features": "=d"},
+        "tall": {"kind": "Linear", "in_features": "=d", "out_features": 1000, "init": {"weight": "orthogonal"}},
+        "gain": {"kind": "Parameter", "shape": [1], "init": "normal"},
+    },
+    "forward": "tall(fc(x)) * gain",
+}
+
+
+@pytest.fixture
+def model():
+    return builder.build(MODEL, seed=5)
+
+
+def start_of(model, **options):
+    return Start(dict(model.named_parameters()), drawn_by(model), **options)
+
+
+def distances(model, start):
+    return {name: start_measures(start.sums(name))[0, 0].item() for name, _ in model.named_parameters()}
+
+
+def test_initial_values_of_a_built_model_are_drawn_again_and_not_kept(model):
+    start = start_of(model)
+    assert start.drawn == {name for name, _ in model.named_parameters()}
+    assert start.words() == ""
+    assert set(distances(model, start).values()) == {0.0}
+
+
+@pytest.mark.parametrize("block", [2**24, 50_000], ids=["at once", "in blocks"])
+def test_distance_is_from_the_initial_values(model, block, monkeypatch):
+    monkeypatch.setattr(module_under_test, "_BLOCK", block)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    start = start_of(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    for name, parameter in model.named_parameters():
+        now, then = parameter.detach().double().flatten(), before[name].double().flatten()
+        found, cosine = start_measures(start.sums(name))[0].tolist()
+        assert found == pytest.approx((now - then).norm().item(), rel=1e-9), name
+        assert cosine == pytest.approx(torch.nn.functional.cosine_similarity(now, then, dim=0).item(), rel=1e-9)
+
+
+def test_weights_that_were_loaded_are_copied_and_it_is_said(model):
+    with torch.no_grad():
+        model.fc.weight.copy_(torch.ones(300, 300))
+    start = start_of(model)
+    assert start.drawn == {"fc.bias", "tall.weight", "tall.bias", "gain"}
+    assert "1 parameters cannot be drawn again" in start.words() and "0.4 MB" in start.words()
+    with torch.no_grad():
+        model.fc.weight += 1
+    assert distances(model, start)["fc.weight"] == pytest.approx(300.0)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(lambda: builder.build(MODEL, rng="torch"), id="drawn in order"),
+        pytest.param(lambda: nn.Sequential(nn.Linear(3, 4)), id="not built by builder"),
+    ],
+)
+def test_a_model_that_cannot_be_drawn_again_is_copied(build):
+    model = build()
+    start = start_of(model)
+    assert start.drawn == set() and start.words()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 2
+    for name, parameter in model.named_parameters():
+        assert distances(model, start)[name] == pytest.approx(2 * parameter.numel() ** 0.5, rel=1e-6)
+
+
+def test_a_resumed_run_draws_what_the_first_drew_and_has_no_distance_for_the_rest(model):
+    with torch.no_grad():
+        model.fc.weight += 1.0
+    start = start_of(model, resumed=["fc.weight", "tall.weight"])
+    found = distances(model, start)
+    assert found["fc.weight"] == pytest.approx(300.0, rel=1e-6) and found["tall.weight"] == 0.0
+    assert start.missing == {"fc.bias", "tall.bias", "gain"}
+    assert start.sums("gain")[0, 0] == 0, "nothing was counted"
+    assert "none in a resumed run for 3 parameters" in start.words()
+
+
+def test_what_can_no_longer_be_drawn_ends_no_training(model):
+    calls = []
+
+    def draw(name, rows):
+        calls.append(name)
+        if len(calls) > 12:
+            raise FileNotFoundError("weights.safetensors")
+        return builder.initial_values(model, name, rows=rows)
+
+    start = Start(dict(model.named_parameters()), draw)
+    for _ in range(12 - len(calls)):
+        start.sums("gain")
+    assert start.sums("gain")[0, 0] == 0
+    assert start.missing == {"gain"}
+
+
+def test_drawing_leaves_the_global_generator_alone(model):
+    state = torch.get_rng_state()
+    distances(model, start_of(model))
+    assert torch.equal(torch.get_rng_state(), state)

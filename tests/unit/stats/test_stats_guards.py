@@ -1,0 +1,117 @@
+"""The guard against numbers that are none: which step it stops at, what it names, and what it leaves."""
+
+import json
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from builder.errors import BuilderError
+from builder.stats.callback import ParameterStatistics
+from builder.stats.guards import NonFiniteGuard, VerdictsFile
+
+
+class Net(pl.LightningModule):
+    """One Linear layer; `spoil` may put a NaN into something at a step."""
+
+    def __init__(self, spoil=lambda module, batch: batch):
+        super().__init__()
+        self.model = nn.Sequential()
+        self.model.fc = nn.Linear(4, 2)
+        self.spoil = spoil
+
+    def training_step(self, batch, index):
+        return self.model(self.spoil(self, batch)).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(module, *callbacks, steps=8):
+    trainer = pl.Trainer(
+        max_steps=steps, callbacks=list(callbacks), logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(torch.ones(64, 4), batch_size=4))
+    return trainer
+
+
+def nan_batch(module, batch):
+    return batch * float("nan") if module.global_step == 4 else batch
+
+
+def nan_weight(module, batch):
+    if module.global_step == 4:
+        with torch.no_grad():
+            module.model.fc.weight[0, :3] = float("inf")
+    return batch
+
+
+def nan_gradient(module, batch):
+    if module.global_step == 4:
+        module.model.fc.weight.register_hook(lambda gradient: gradient * float("nan"))
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("spoil", "every", "address", "cause"),
+    [
+        pytest.param(nan_batch, 50, "train/loss", "is nan at step 5; the weights are finite: the batch", id="batch"),
+        pytest.param(nan_weight, 50, "train/loss", "is inf at step 5; not finite: fc.weight (3 values)", id="weight"),
+        pytest.param(nan_gradient, 5, "fc.weight", "a gradient that is not finite at step 5; ", id="gradient"),
+        pytest.param(nan_gradient, 50, "train/loss", "is nan at step 6; not finite: fc.weight (8", id="a step later"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*")
+def test_first_nonfinite_number_stops_the_run(spoil, every, address, cause):
+    module = Net(spoil)
+    with pytest.raises(BuilderError) as caught:
+        fit(module, NonFiniteGuard("stop", every))
+    (problem,) = caught.value.problems
+    assert (problem.address, cause in problem.what) == (address, True), str(caught.value)
+    assert "smaller optimizer.lr" in problem.hint
+    if spoil is nan_batch or every == 5:
+        assert all(parameter.isfinite().all() for parameter in module.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_warning_is_given_once_and_training_goes_on(capsys):
+    trainer = fit(Net(nan_weight), NonFiniteGuard("warn"))
+    assert trainer.global_step == 8
+    said = capsys.readouterr().err
+    assert said.count("training goes on") == 1
+    assert "fc.weight (3 values)" in said
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_ignored_means_not_looked_at(capsys):
+    assert fit(Net(nan_weight), NonFiniteGuard("ignore")).global_step == 8
+    assert capsys.readouterr().err == ""
+
+
+def test_unknown_action_is_refused():
+    with pytest.raises(BuilderError, match="unknown action 'stopp'") as caught:
+        NonFiniteGuard("stopp")
+    assert "did you mean 'stop'" in caught.value.problems[0].hint
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+@pytest.mark.parametrize("fails", [False, True], ids=["at the end", "after a failure"])
+def test_verdicts_are_written_and_said_however_the_fit_ends(tmp_path, fails, capsys):
+    module = Net(nan_batch if fails else lambda module, batch: batch)
+    module.model.unused = nn.Identity()
+    module.model.unused.weight = nn.Parameter(torch.ones(2, 2))
+    row = {"name": "unused.weight", "shape": [2, 2], "trainable": True, "tied_to": None, "held": []}
+    (tmp_path / "parameters.json").write_text(json.dumps({"parameters": [row]}))
+    statistics = ParameterStatistics(every_n_steps=1, directory=tmp_path, max_overhead=None)
+    callbacks = NonFiniteGuard("stop"), statistics, VerdictsFile(tmp_path)
+    if fails:
+        with pytest.raises(BuilderError):
+            fit(module, *callbacks)
+    else:
+        fit(module, *callbacks)
+    (written,) = json.loads((tmp_path / "verdicts.json").read_text())
+    assert (written["kind"], written["names"], written["step"]) == ("still", ["unused.weight"], 4 if fails else 8)
+    assert "warning: Though trainable, the loss does not reach unused.weight.\n" in capsys.readouterr().out

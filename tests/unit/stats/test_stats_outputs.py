@@ -1,0 +1,181 @@
+"""What hooks see of layers, and when they are there."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from builder.stats.outputs import OutputWatch
+from builder.stats.record import Recorder
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.block = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
+        self.conv = nn.Sequential(nn.Conv1d(1, 2, 1), nn.Tanh())
+        self.gate = nn.Sigmoid()
+        self.rnn = nn.LSTM(6, 3, batch_first=True)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x):
+        x = self.block(x)
+        self.conv(x.unsqueeze(1))
+        self.gate(20 * x)
+        return self.rnn(x.unsqueeze(1))[0]
+
+
+def seen(model, batches, patterns="*"):
+    """Rows by layer, of a step of some forward passes."""
+    watch = OutputWatch(model, patterns)
+    watch.attach()
+    for batch in batches:
+        model(batch)
+    watch.detach()
+    recorder = Recorder(dict(model.named_parameters()), outputs=watch)
+    recorder.before_step()
+    columns = recorder.after_step(1, epoch=0).outputs
+    names = [name for name in columns if name != "layer"]
+    return {
+        layer: dict(zip(names, row, strict=True))
+        for layer, *row in zip(columns["layer"], *(columns[name] for name in names), strict=True)
+    }
+
+
+def batch(seed=0, size=5):
+    return torch.randn(size, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def test_every_layer_that_ran_has_a_row_in_the_models_order():
+    rows = seen(Model(), [batch()])
+    assert list(rows) == ["block", "block.0", "block.1", "conv", "conv.0", "conv.1", "gate", "rnn"]
+    assert [row["kind"] for row in rows.values()] == [
+        "Sequential", "Linear", "ReLU", "Sequential", "Conv1d", "Tanh", "Sigmoid", "LSTM",
+    ]  # fmt: skip
+
+
+def test_moments_are_those_of_the_output():
+    model = Model()
+    rows = seen(model, [batch()])
+    output = model.block[0](batch()).detach().double()
+    assert rows["block.0"]["mean"] == pytest.approx(output.mean().item())
+    assert rows["block.0"]["std"] == pytest.approx(output.std(correction=0).item())
+    assert rows["block.0"]["rms"] == pytest.approx(output.square().mean().sqrt().item())
+    assert rows["rnn"]["mean"] == pytest.approx(model(batch()).double().mean().item())
+
+
+def test_batches_of_one_step_are_measured_together():
+    model = Model()
+    rows = seen(model, [batch(0), batch(1, size=3)])
+    both = torch.cat([model.block[0](batch(0)), model.block[0](batch(1, size=3))]).detach().double()
+    assert rows["block.0"]["mean"] == pytest.approx(both.mean().item())
+    assert rows["block.0"]["std"] == pytest.approx(both.std(correction=0).item())
+
+
+def test_a_unit_is_dead_if_no_batch_of_the_step_moves_it():
+    model = Model()
+    with torch.no_grad():
+        model.block[0].weight.zero_()
+        model.block[0].bias.copy_(torch.tensor([-1.0, -1, 1, 1, 0, 0]))
+        model.block[0].weight[0, 0] = 10
+    low, high = torch.full((2, 4), -1.0), torch.full((2, 4), 1.0)
+    assert seen(model, [low])["block.1"]["dead"] == pytest.approx(4 / 6)
+    assert seen(model, [low, high])["block.1"]["dead"] == pytest.approx(3 / 6)
+    assert seen(model, [low])["block.0"]["dead"] is None, "a Linear has no dead units"
+
+
+def test_units_of_pictures_are_their_channels():
+    model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU())
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.copy_(torch.tensor([-1.0, 1, 2]))
+    assert seen(model, [torch.ones(2, 1, 4, 4)])["1"]["dead"] == pytest.approx(1 / 3)
+
+
+def test_saturation_is_the_share_of_values_near_the_ends():
+    model = Model()
+    rows = seen(model, [batch()])
+    x = 20 * model.block(batch())
+    gate = torch.sigmoid(x)
+    assert rows["gate"]["saturated"] == pytest.approx(((gate > 0.97) | (gate < 0.03)).double().mean().item())
+    squashed = model.conv(model.block(batch()).unsqueeze(1))
+    assert rows["conv.1"]["saturated"] == pytest.approx((squashed.abs() > 0.97).double().mean().item())
+    assert rows["block.1"]["saturated"] is None
+
+
+def test_non_finite_outputs_are_counted():
+    x = batch()
+    x[2, 1] = math.nan
+    rows = seen(Model(), [x])
+    assert rows["block.0"]["nonfinite"] == 6 and math.isnan(rows["block.0"]["mean"])
+
+
+def test_a_layer_that_is_called_twice_is_measured_over_both_calls():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return self.act(x) + self.act(-x) * self.scale
+
+    rows = seen(Twice(), [torch.ones(2, 4), torch.ones(2, 4)])
+    assert rows["act"]["mean"] == 0.5
+    assert rows["act"]["dead"] == 0.5, "all units of one call"
+
+
+def test_only_layers_that_the_globs_choose_are_watched():
+    assert list(seen(Model(), [batch()], ("block.*", "gate"))) == ["block.0", "block.1", "gate"]
+    assert seen(Model(), [batch()], "nothing") == {}
+
+
+def test_hooks_are_there_only_while_attached_and_change_no_output():
+    model = Model()
+    watch = OutputWatch(model, "*")
+    before = model(batch())
+    watch.attach()
+    assert watch.is_attached and torch.equal(model(batch()), before)
+    watch.detach()
+    assert not watch.is_attached
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert len(watch.take()) == 8 and watch.take() == {}
+    model(batch())
+    assert watch.take() == {}
+
+
+def test_a_pause_sees_nothing():
+    model = Model()
+    watch = OutputWatch(model, "*")
+    watch.attach()
+    watch.paused = True
+    model(batch())
+    watch.paused = False
+    assert watch.take() == {}
+
+
+def test_measures_are_not_taken_in_the_low_precision_of_autocast():
+    model = nn.Sequential(nn.Linear(4, 30_000))
+    watch = OutputWatch(model, "*")
+    watch.attach()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(batch())
+    assert output.dtype == torch.bfloat16
+    recorder = Recorder(dict(model.named_parameters()), outputs=watch)
+    recorder.before_step()
+    found = recorder.after_step(1, 0).outputs["rms"][0]
+    assert found == pytest.approx(output.detach().double().square().mean().sqrt().item(), rel=1e-5)
+
+
+def test_outputs_without_floats_are_left_out():
+    class Picks(nn.Module):
+        def forward(self, x):
+            return x.argmax(-1), x
+
+    model = nn.Sequential(nn.Linear(4, 3), Picks())
+    watch = OutputWatch(model, "*")
+    watch.attach()
+    model(batch())
+    assert list(watch.take()) == ["0"]

@@ -1,0 +1,142 @@
+"""Verdicts: what is said of which numbers, and of healthy ones nothing."""
+
+import polars
+import pytest
+
+from builder.stats.store import OUTPUT_SCHEMA, SCHEMA
+from builder.stats.verdicts import verdicts
+
+HEALTHY = {"rms": 0.05, "nonfinite": 0, "gradient_rms": 1e-3, "gradient_nonfinite": 0, "update_rms": 5e-5}
+
+
+def parameters(*rows):
+    """Rows of parameters, healthy where nothing else is said."""
+    full = [{"epoch": 0, **HEALTHY, "update_ratio": 1e-3, **row} for row in rows]
+    return polars.DataFrame(full, schema=SCHEMA)
+
+
+def outputs(*rows):
+    return polars.DataFrame(
+        [{"epoch": 0, "step": 1, "kind": "Linear", "rms": 1.0, **row} for row in rows], OUTPUT_SCHEMA
+    )
+
+
+def table(*names, **change):
+    return [{"name": n, "shape": (4, 4), "trainable": True, "tied_to": None, "held": (), **change} for n in names]
+
+
+DEEP = [f"h.{i}.weight" for i in range(10)]
+
+
+def found(given_parameters=None, given_outputs=None, given_table=()):
+    rows = parameters() if given_parameters is None else given_parameters
+    return verdicts(rows, outputs() if given_outputs is None else given_outputs, given_table)
+
+
+def test_healthy_numbers_have_no_verdict():
+    rows = parameters(*({"step": step, "name": name} for step in (1, 2, 3) for name in DEEP))
+    layers = outputs(*({"layer": name.removesuffix(".weight"), "dead": 0.1} for name in DEEP))
+    assert found(rows, layers, table(*DEEP)) == []
+
+
+def test_nothing_recorded_has_no_verdict():
+    assert found() == []
+
+
+def test_first_nonfinite_step_names_its_parameters():
+    rows = parameters(
+        {"step": 5, "name": "a"},
+        {"step": 7, "name": "a", "nonfinite": 2},
+        {"step": 7, "name": "b", "gradient_nonfinite": 3},
+        {"step": 9, "name": "b", "nonfinite": 9},
+    )
+    weights, gradients = found(rows)
+    assert (weights.kind, weights.severity, weights.names, weights.step) == ("nonfinite", "error", ("a",), 7)
+    assert weights.numbers == {"a": 2}
+    assert gradients.text == "NaN or infinite gradients of b at step 7."
+
+
+@pytest.mark.parametrize(
+    ("factor", "kind"),
+    [
+        pytest.param(0.5, "vanishing", id="halved by each layer"),
+        pytest.param(2.0, "exploding", id="doubled by each layer"),
+        pytest.param(0.9, None, id="a tenth less"),
+    ],
+)
+def test_scale_of_outputs_by_depth(factor, kind):
+    layers = outputs(*({"layer": f"h.{i}", "rms": factor**i} for i in range(10)))
+    rows = parameters(*({"step": 1, "name": name} for name in DEEP))
+    said = found(rows, layers)
+    assert [verdict.kind for verdict in said] == ([kind] if kind else [])
+    if kind:
+        assert said[0].names == ("h.0", "h.9")
+        assert said[0].numbers["factor"] == pytest.approx(factor**9)
+
+
+def test_layers_without_a_weight_are_not_counted_in_depth():
+    layers = outputs(*({"layer": f"act.{i}", "kind": "ReLU", "rms": 0.1**i} for i in range(10)))
+    assert found(parameters({"step": 1, "name": "fc.weight"}), layers) == []
+
+
+def test_gradients_that_vanish_towards_the_input():
+    rows = parameters(*({"step": 1, "name": n, "gradient_rms": 10.0 ** (i - 9)} for i, n in enumerate(DEEP)))
+    (said,) = found(rows, given_table=table(*DEEP))
+    assert (said.kind, said.names) == ("vanishing", ("h.9.weight", "h.0.weight"))
+    assert said.text == "The gradients of the matrices vanish: from 1 in h.9.weight to 1e-09 in h.0.weight."
+
+
+def test_gradients_of_outputs_count_where_a_probe_has_them():
+    rows = parameters(*({"step": 1, "name": n, "gradient_rms": 10.0 ** (i - 9)} for i, n in enumerate(DEEP)))
+    layers = outputs(*({"layer": name.removesuffix(".weight")} for name in DEEP))
+    layers = layers.with_columns(gradient_rms=polars.Series([3.0 ** (9 - i) for i in range(10)]))
+    (said,) = found(rows, layers, table(*DEEP))
+    assert (said.kind, said.names) == ("exploding", ("h.9", "h.0"))
+
+
+@pytest.mark.parametrize(("measure", "kind"), [("dead", "ReLU"), ("saturated", "Tanh")])
+def test_most_units_of_a_layer_lost(measure, kind):
+    layers = outputs(
+        {"layer": "a", "kind": kind, measure: 0.9, "step": 1},
+        {"layer": "a", "kind": kind, measure: 0.8, "step": 2},
+        {"layer": "b", "kind": kind, measure: 0.2, "step": 2},
+    )
+    (said,) = found(given_outputs=layers)
+    assert (said.kind, said.names, said.step, said.numbers) == (measure, ("a",), 2, {"a": 0.8})
+    assert said.text.startswith("80% of the ")
+
+
+def test_update_ratio_is_judged_by_the_late_steps():
+    early = [{"step": step, "name": "a", "update_ratio": 0.5} for step in (1, 2, 3, 4)]
+    late = [{"step": step, "name": "a", "update_ratio": 1e-3} for step in (5, 6)]
+    assert found(parameters(*early, *late)) == []
+    (said,) = found(parameters(*early))
+    assert (said.kind, said.severity, said.numbers) == ("update_ratio", "warning", {"a": 0.5})
+    (said,) = found(parameters({"step": 1, "name": "a", "update_ratio": 1e-9}))
+    assert (said.severity, said.text) == ("info", "Each step changes a by less than 1e-06 of their size.")
+
+
+def test_trainable_parameter_that_never_moves_is_named():
+    rows = parameters(
+        {"step": 1, "name": "moved"},
+        {"step": 1, "name": "still", "update_rms": 0.0, "update_ratio": 0.0},
+        {"step": 1, "name": "apart", "update_rms": 0.0, "update_ratio": 0.0, "gradient_rms": None},
+        {"step": 1, "name": "frozen", "update_rms": None, "update_ratio": None, "gradient_rms": None},
+    )
+    names = [*table("moved", "still", "apart"), *table("frozen", trainable=False)]
+    said = {verdict.names: verdict.text for verdict in found(rows, given_table=names)}
+    assert said == {
+        ("apart",): "Though trainable, the loss does not reach apart.",
+        ("still",): "Though trainable, no logged step moved still.",
+    }
+
+
+def test_gravest_verdict_comes_first_and_long_lists_are_cut():
+    names = [f"p{i}" for i in range(9)]
+    rows = parameters(
+        *({"step": 1, "name": name, "update_ratio": 0.9} for name in names), {"step": 1, "name": "q", "nonfinite": 1}
+    )
+    first, second = found(rows)
+    assert (first.severity, second.severity) == ("error", "warning")
+    assert second.text == "Each step changes p0, p1, p2, p3 and 5 more by more than 0.1 of their size."
+    assert second.as_data()["names"] == names
