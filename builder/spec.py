@@ -259,7 +259,8 @@ class LayerSpec(BaseModel):
         for key in self.arguments:
             if not key.isidentifier() or keyword.iskeyword(key) or key.startswith("_"):
                 raise ValueError(
-                    f"argument {key!r} is not a name\nan argument is written name: value; inside {{...}} YAML ends a value at a comma: put it in quotes"
+                    f"argument {key!r} is not a name\n"
+                    "an argument is written name: value; inside {...} YAML ends a value at a comma: put it in quotes"
                 )
         if (self.kind == "Sequential") != (self.layers is not None):
             raise ValueError(

@@ -103,7 +103,7 @@ def _scales_by_depth(
 
 
 def _change_by_depth(rows: polars.DataFrame, by: str, measure: str, of: str) -> Iterator[Verdict]:
-    """The factor by which a line through the logarithms changes: from the first layer, or of gradients from the last."""
+    """The factor by which a line through the logarithms changes: from the first layer, of gradients from the last."""
     rows = rows.filter(polars.col(measure).is_finite())
     if rows.is_empty():
         return

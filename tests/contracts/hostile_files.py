@@ -139,8 +139,8 @@ FILES = {
     "an argument that closes a call": "layers: {a: {kind: ReLU, 'inplace=1); import os; (y': 1}}\n",
     "an input that closes a signature": f"inputs: {{'x): import os #': {{}}}}\nlayers: {{{FC}}}\n",
     "an arg that closes a signature": f"args: {{'d=1): import os #': 4}}\nlayers: {{{FC}}}\n",
-    "a block that closes a class": "blocks:\n  'A: pass\\nimport os\\nclass B': {inputs: [x], layers: {a: {kind: ReLU}}}\n"
-    "layers: {a: {kind: ReLU}}\n",
+    "a block that closes a class": "blocks: {'A: pass\\nimport os\\nclass B': {inputs: [x], forward: x}}\n"
+    + kind("ReLU"),
     "a homoglyph": f"layers: {{fс: {{kind: ReLU}}, {FC}}}\nforward: ｆc(x)\n",
     "a name of nn.Module": "layers: {__init__: {kind: ReLU}}\n",
     "a name of every module": "layers: {load_state_dict: {kind: ReLU}}\n",
