@@ -1,7 +1,7 @@
 """The results table and the report at the end of a multirun, as a Hydra callback.
 
 Hydra ends a sweep in silence, with as many run directories as there were jobs. Named under `hydra.callbacks`, this
-prints their table and writes it, and a report, beside them. It runs in the process that launched the jobs and imports no
+prints their table and writes it, and a report, beside them. It runs in the process that launched the jobs, without
 torch. Hydra turns an exception of a callback into a warning, so what cannot be tabulated is printed instead.
 """
 
