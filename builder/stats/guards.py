@@ -57,7 +57,10 @@ class NonFiniteGuard(pl.Callback):
             all_finite = _everywhere(trainer, bool(self._finite))
             self._finite = None
             if not all_finite:
-                self._act(trainer, "train/loss", f"is {float(loss.detach()):g}", nonfinite_weights(pl_module))
+                cause = (
+                    f"the weights are finite, the largest {_largest_weight(pl_module)}: the batch made it, or they did"
+                )
+                self._act(trainer, "train/loss", f"is {float(loss.detach()):g}", nonfinite_weights(pl_module), cause)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -66,7 +69,8 @@ class NonFiniteGuard(pl.Callback):
         if self._action != "ignore" and self._is_due(trainer):
             found = nonfinite_gradients(pl_module)
             if not _everywhere(trainer, not found):
-                self._act(trainer, next(iter(found), "gradients"), "has a gradient that is not finite", found)
+                cause = "in another process"
+                self._act(trainer, next(iter(found), "gradients"), "has a gradient that is not finite", found, cause)
 
     def _looks_at_every_loss(self, trainer: pl.Trainer, loss: torch.Tensor) -> bool:
         return loss.device.type == "cpu" and trainer.world_size == 1
@@ -74,11 +78,11 @@ class NonFiniteGuard(pl.Callback):
     def _is_due(self, trainer: pl.Trainer) -> bool:
         return (trainer.global_step + 1) % self._every == 0
 
-    def _act(self, trainer: pl.Trainer, address: str, what: str, counts: dict[str, int]) -> None:
+    def _act(self, trainer: pl.Trainer, address: str, what: str, counts: dict[str, int], otherwise: str) -> None:
         step = trainer.global_step + 1
         named = [f"{name} ({count} values)" for name, count in counts.items()]
         shown = ", ".join(named[:_MOST]) + (f" and {len(named) - _MOST} more" if len(named) > _MOST else "")
-        cause = f"not finite: {shown}" if named else "the weights are finite: the batch, or the loss of it, made it"
+        cause = f"not finite: {shown}" if named else otherwise
         problem = Problem(address, f"{what} at step {step}; {cause}", _remedy(trainer))
         if self._action == "stop":
             raise BuilderError("training", [problem])
@@ -124,6 +128,12 @@ def judged(run_dir: Path) -> list[dict[str, Any]]:
     return [
         verdict | {"numbers": {key: _plain(value) for key, value in verdict["numbers"].items()}} for verdict in found
     ]
+
+
+def _largest_weight(module: nn.Module) -> str:
+    largest = {name: float(p.detach().abs().max()) for name, p in module.named_parameters() if p.numel()}
+    name = max(largest, key=lambda name: largest[name], default="")
+    return f"{largest[name]:.3g} in {name.removeprefix('model.')}" if name else "none"
 
 
 def nonfinite_weights(module: nn.Module) -> dict[str, int]:

@@ -58,7 +58,9 @@ def nan_gradient(module, batch):
 @pytest.mark.parametrize(
     ("spoil", "every", "address", "cause"),
     [
-        pytest.param(nan_batch, 50, "train/loss", "is nan at step 5; the weights are finite: the batch", id="batch"),
+        pytest.param(
+            nan_batch, 50, "train/loss", "is nan at step 5; the weights are finite, the largest 0.", id="batch"
+        ),
         pytest.param(nan_weight, 50, "train/loss", "is inf at step 5; not finite: fc.weight (3 values)", id="weight"),
         pytest.param(nan_gradient, 5, "fc.weight", "a gradient that is not finite at step 5; ", id="gradient"),
         pytest.param(nan_gradient, 50, "train/loss", "is nan at step 6; not finite: fc.weight (8", id="a step later"),
