@@ -114,17 +114,22 @@ class VerdictsFile(pl.Callback):
         if not trainer.is_global_zero:
             return
         found = judged(self._directory)
+        if found is None:
+            return
         file = self._directory / VERDICTS
         file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         for verdict in found:
             print(f"{verdict['severity']}: {verdict['text']}", flush=True)
 
 
-def judged(run_dir: Path) -> list[dict[str, Any]]:
-    """The verdicts on a run directory's statistics, as data whose numbers JSON can hold."""
+def judged(run_dir: Path) -> list[dict[str, Any]] | None:
+    """The verdicts on a run directory, as data whose numbers JSON can hold; None where no statistics were logged."""
+    parameters, outputs = read_stats(run_dir), read_outputs(run_dir)
+    if parameters.is_empty():
+        return None
     table = run_dir / "parameters.json"
     rows = json.loads(table.read_text(encoding="utf-8"))["parameters"] if table.is_file() else []
-    found = [verdict.as_data() for verdict in verdicts(read_stats(run_dir), read_outputs(run_dir), rows)]
+    found = [verdict.as_data() for verdict in verdicts(parameters, outputs, rows)]
     return [
         verdict | {"numbers": {key: _plain(value) for key, value in verdict["numbers"].items()}} for verdict in found
     ]

@@ -142,7 +142,8 @@ def _shares(outputs: polars.DataFrame) -> Iterator[Verdict]:
         beyond = rows.filter((polars.col("step") == step) & (polars.col(measure) > most))
         if len(beyond):
             names, shares = _distinct(beyond["layer"]), beyond[measure].to_list()
-            text = f"{max(shares):.0%} of the {what} in {_listed(names)} at step {step}."
+            most_of = f"{'Up to ' if len(names) > 1 else ''}{max(shares):.0%}"
+            text = f"{most_of} of the {what} in {_listed(names)} at step {step}."
             numbers = dict(zip(beyond["layer"].to_list(), shares, strict=True))
             yield Verdict(measure, "warning", names, step, text, numbers)
 

@@ -117,3 +117,9 @@ def test_verdicts_are_written_and_said_however_the_fit_ends(tmp_path, fails, cap
     (written,) = json.loads((tmp_path / "verdicts.json").read_text())
     assert (written["kind"], written["names"], written["step"]) == ("still", ["unused.weight"], 4 if fails else 8)
     assert "warning: Though trainable, the loss does not reach unused.weight.\n" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_run_without_a_logged_step_is_not_judged(tmp_path):
+    fit(Net(), ParameterStatistics(every_n_steps=50, directory=tmp_path), VerdictsFile(tmp_path))
+    assert not (tmp_path / "verdicts.json").exists()

@@ -94,6 +94,12 @@ def test_gradients_of_outputs_count_where_a_probe_has_them():
     assert (said.kind, said.names) == ("exploding", ("h.9", "h.0"))
 
 
+def test_share_of_several_layers_is_that_of_the_worst():
+    layers = outputs({"layer": "a", "kind": "ReLU", "dead": 0.6}, {"layer": "b", "kind": "ReLU", "dead": 0.9})
+    (said,) = found(given_outputs=layers)
+    assert said.text == "Up to 90% of the units are zero for a whole batch in a, b at step 1."
+
+
 @pytest.mark.parametrize(("measure", "kind"), [("dead", "ReLU"), ("saturated", "Tanh")])
 def test_most_units_of_a_layer_lost(measure, kind):
     layers = outputs(
