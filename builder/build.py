@@ -31,7 +31,7 @@ from builder.owners import owners
 from builder.policies import POLICIES, is_function
 from builder.shapes import check_batch, check_shapes, raise_from_forward
 from builder.source import ModelSource, render
-from builder.spec import FreezeRule, InitRule, problems_of
+from builder.spec import FreezeRule, InitRule, ModelSpec, problems_of
 from builder.tie import check_ties, hold
 from builder.verify import check_module
 
@@ -109,22 +109,19 @@ def prove(
     scheme = read_scheme(init)
     freeze_outside = read_freeze(freeze or {})
     freeze_rules = {**loaded.spec.freeze, **freeze_outside}
-    expansion = expand(loaded.spec)
-    loaded.refuse([*expansion.problems, *check_kinds(loaded.spec, expansion, allow)])
-    untied, problems = render(loaded.spec, loaded.name, ties=False)
-    loaded.refuse(problems)
-    assert untied is not None, "source without problems"
-    apart = construct(loaded, untied, expansion.args, on_meta)
-    loaded.refuse(check_ties(loaded.spec, apart) or check_sizes(apart, expansion))
+    expansion, untied, apart = _untied(loaded, loaded.spec, allow)
+    loaded.refuse(check_ties(loaded.spec, apart))
+    parameters = entries(apart, expansion)
+    loaded.refuse(check_sizes(parameters, apart))
     resolved = owners(loaded.spec.tie)[0]
     ties = {name: tie.source for name, tie in resolved.items()}
-    frozen, freeze_problems = plan_freeze(
-        freeze_rules, entries(apart, expansion), ties, apart, expansion.args, freeze_outside
-    )
+    frozen, freeze_problems = plan_freeze(freeze_rules, parameters, ties, apart, expansion.args, freeze_outside)
     tied, _ = render(loaded.spec, loaded.name, evals=frozen.eval_always)
     assert tied is not None, "source without problems"
-    meta = apart if tied.text == untied.text else construct(loaded, tied, expansion.args, on_meta)
-    parameters = entries(meta, expansion)
+    meta = apart
+    if tied.text != untied.text:
+        meta = construct(loaded, tied, expansion.args, on_meta)
+        parameters = entries(meta, expansion)
     around = Surroundings(
         expansion.args,
         allow,
@@ -150,6 +147,16 @@ def prove(
     )
 
 
+def _untied(loaded: Loaded, spec: ModelSpec, allow: Sequence[str]) -> tuple[Expansion, ModelSource, nn.Module]:
+    """The layers of a spec, its source in which nothing is tied, and the module of that source on meta."""
+    expansion = expand(spec)
+    loaded.refuse([*expansion.problems, *check_kinds(spec, expansion, allow)])
+    source, problems = render(spec, loaded.name, ties=False)
+    loaded.refuse(problems)
+    assert source is not None, "source without problems"
+    return expansion, source, construct(loaded, source, expansion.args, on_meta)
+
+
 def shapes_at(loaded: Loaded, given: Mapping[str, Any], allow: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """The shapes of all parameters of a model with some other args, on meta.
 
@@ -161,12 +168,7 @@ def shapes_at(loaded: Loaded, given: Mapping[str, Any], allow: Sequence[str]) ->
         [Problem(f"args.{n}", f"the model has no argument {n!r}", did_you_mean(n, loaded.spec.args)) for n in unknown]
     )
     spec = loaded.spec.model_copy(update={"args": {**loaded.spec.args, **given}})
-    expansion = expand(spec)
-    loaded.refuse([*expansion.problems, *check_kinds(spec, expansion, allow)])
-    source, problems = render(spec, loaded.name, ties=False)
-    loaded.refuse(problems)
-    assert source is not None, "source without problems"
-    module = construct(loaded, source, expansion.args, on_meta)
+    _, _, module = _untied(loaded, spec, allow)
     return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
 
 

@@ -74,14 +74,14 @@ def explain(proof: Proof, name: str, *, seed: int = 0, rng: str = "keyed") -> Ex
     owner = proof.ties.get(name, name)
     entry, decision = entries[owner], proof.decisions[owner]
     values = _values(proof, owner, seed, rng)
-    theory = None if values.is_complex() else _theory(proof, entry, decision)
+    theory = parameter_theory(proof, entry)
     row = padding_row(entry, decision, proof.meta)
     drawn = values if row is None else torch.cat([values[:row], values[row + 1 :]])
     return Explanation(
         row=table[name],
         declared=_placed(proof, entries[name].instance.address),
         owner=owner,
-        rule=f"{_placed(proof, decision.rule)}: {_call(*_policy(proof, entry, decision))}",
+        rule=f"{_placed(proof, decision.rule)}: {_call(*_policy(proof, entry))}",
         lost=tuple(_placed(proof, rule) for rule in reversed(decision.overrides)),
         fans=fans(entry.shape, decision.axes) if len(entry.shape) >= 2 else None,
         gain=_gain(decision),
@@ -91,6 +91,21 @@ def explain(proof: Proof, name: str, *, seed: int = 0, rng: str = "keyed") -> Ex
         z=theory.z_scores(drawn) if theory else None,
         seed=seed,
     )
+
+
+def parameter_theory(proof: Proof, owner: Entry) -> Theory | None:
+    """Moments in theory of one parameter, of which nothing is drawn; None for complex values or a policy without any.
+
+    Args:
+        proof: Of the model.
+        owner: The parameter, which is no tied name of another.
+    """
+    policy, arguments = _policy(proof, owner)
+    if policy == "mup":
+        policy, arguments = "normal", {"std": arguments["std"]}
+    if policy not in POLICIES or proof.meta.get_parameter(owner.name).is_complex():
+        return None
+    return theory_of(*basic(policy, arguments, owner.shape, proof.decisions[owner.name].axes), owner.shape)
 
 
 def _values(proof: Proof, name: str, seed: int, rng: str) -> Tensor:
@@ -103,22 +118,14 @@ def _wide(values: Tensor) -> Tensor:
     return values.to(torch.complex128 if values.is_complex() else torch.float64)
 
 
-def _policy(proof: Proof, entry: Entry, decision: Decision) -> tuple[str, Mapping[str, Any]]:
+def _policy(proof: Proof, entry: Entry) -> tuple[str, Mapping[str, Any]]:
     """The policy with its arguments; for a layer's default, what the layer's class does."""
+    decision = proof.decisions[entry.name]
     if decision.policy == "default":
         found = default_policy(proof.meta.get_submodule(entry.owner), entry.local, entry.shape)
         assert found is not None, f"{entry.name} has a default that is not known"
         return found
     return decision.policy, decision.arguments
-
-
-def _theory(proof: Proof, entry: Entry, decision: Decision) -> Theory | None:
-    policy, arguments = _policy(proof, entry, decision)
-    if policy == "mup":
-        policy, arguments = "normal", {"std": arguments["std"]}
-    if policy not in POLICIES:
-        return None
-    return theory_of(*basic(policy, arguments, entry.shape, decision.axes), entry.shape)
 
 
 def _gain(decision: Decision) -> float | None:

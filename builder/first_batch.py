@@ -16,6 +16,7 @@ from torch import nn
 from builder.build import Proof
 from builder.errors import BuilderError, Problem
 from builder.lit_module import LitModule
+from builder.module import dtype_name
 from builder.shapes import check_batch, raise_from_forward
 from builder.task import Batch
 
@@ -110,8 +111,4 @@ def _is_within(err: BaseException, model: nn.Module) -> bool:
 
 
 def _shown(part: Any) -> str:
-    return (
-        f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}"
-        if isinstance(part, torch.Tensor)
-        else type(part).__name__
-    )
+    return f"{tuple(part.shape)} {dtype_name(part.dtype)}" if isinstance(part, torch.Tensor) else type(part).__name__

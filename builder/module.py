@@ -110,18 +110,28 @@ def _check_buffers(block: BlockSpec, section: str) -> Iterator[Problem]:
         if not dtype.is_floating_point:
             continue
         most = torch.finfo(dtype).max
-        large = [value for value in _numbers(buffer.value) if math.isfinite(value) and abs(value) > most]
+        large = [value for value in numbers_in(buffer.value) if math.isfinite(value) and abs(value) > most]
         if large:
-            what = f"{large[0]!r} is more than {str(dtype).removeprefix('torch.')} holds"
+            what = f"{large[0]!r} is more than {dtype_name(dtype)} holds"
             yield Problem(f"{section}buffers.{name}.value", what, f"at most {most:.4g}, or declare a wider dtype")
 
 
-def _numbers(value: Any) -> Iterator[float]:
+def numbers_in(value: Any) -> Iterator[float]:
+    """The numbers of nested lists, in order, without what is no number."""
     if isinstance(value, list | tuple):
         for item in value:
-            yield from _numbers(item)
+            yield from numbers_in(item)
     elif isinstance(value, int | float):
         yield value
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype as a model file has it.
+
+    >>> dtype_name(torch.float32)
+    'float32'
+    """
+    return str(dtype).removeprefix("torch.")
 
 
 def _is_layer_class(value: object) -> bool:
@@ -145,18 +155,19 @@ def _check_parameter(instance: Instance) -> Iterator[Problem]:
         yield Problem(f"{instance.address}.shape", f"shape is {shape!r}", "a list of whole numbers above zero")
         return
     yield from too_large(f"{instance.address}.shape", shape)
-    if axes is not None and (
-        not isinstance(axes, list)
-        or len(axes) != len(shape)
-        or axes.count("in") != 1
-        or axes.count("out") != 1
-        or set(axes) - {"in", "out", "field"}
-    ):
+    if axes is not None and not are_axes(axes, len(shape)):
         yield Problem(
             f"{instance.address}.axes",
             f"axes {axes!r} for shape {shape}",
             "name each axis: one `in`, one `out`, the others `field`",
         )
+
+
+def are_axes(axes: object, ndim: int) -> bool:
+    """Whether a sequence names each of some dimensions: one `in`, one `out`, the others `field`."""
+    if not isinstance(axes, list | tuple) or len(axes) != ndim:
+        return False
+    return [axes.count(name) for name in ("in", "out", "field")] == [1, 1, ndim - 2]
 
 
 def too_large(address: str, shape: Sequence[int]) -> list[Problem]:
@@ -393,9 +404,9 @@ def entries(module: nn.Module, expansion: Expansion) -> list[Entry]:
     return sorted(found, key=lambda entry: order[entry.instance.path])
 
 
-def check_sizes(module: nn.Module, expansion: Expansion) -> list[Problem]:
-    """Which tensors of a module on meta are larger than any machine holds."""
-    found = [too_large(entry.instance.address, entry.shape) for entry in entries(module, expansion)]
+def check_sizes(parameters: Sequence[Entry], module: nn.Module) -> list[Problem]:
+    """Which parameters and buffers of a module on meta are larger than any machine holds."""
+    found = [too_large(entry.instance.address, entry.shape) for entry in parameters]
     found += [too_large(f"buffers.{name}", buffer.shape) for name, buffer in module.named_buffers()]
     return [problem for problems in found for problem in problems]
 

@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from builder.build import Proof, materialise
-from builder.explain import explain
+from builder.explain import parameter_theory
 from builder.first_batch import check_first_batch
 from builder.lit_module import RunPlan, assemble, scale_to_batch
 from builder.run import instantiated
@@ -163,7 +163,7 @@ def probe(proof: Proof, module: nn.Module, loss: Callable[[], Tensor], batch: st
         module: The model, with its initial values.
         loss: Runs the module in train mode and gives one number.
         batch: What goes through the model, in words.
-        seed: The init seed, for the theory.
+        seed: Of the random numbers of the pass, as dropout draws them.
     """
     watch, gradients = OutputWatch(module, "*"), dict[str, Tensor]()
     named = {name: parameter for name, parameter in module.named_parameters() if parameter.numel()}
@@ -176,7 +176,7 @@ def probe(proof: Proof, module: nn.Module, loss: Callable[[], Tensor], batch: st
     ]
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(seed)  # of dropout
+            torch.manual_seed(seed)
             value = loss()
             value.backward()  # type: ignore[no-untyped-call]
         recorder.before_step()
@@ -195,7 +195,7 @@ def probe(proof: Proof, module: nn.Module, loss: Callable[[], Tensor], batch: st
         batch,
         float(value.detach()),
         tuple(LayerScale(**row) for row in outputs.select("layer", "kind", *_KEPT, GRADIENT).iter_rows(named=True)),
-        tuple(_weight_scales(proof, parameters, seed)),
+        tuple(_weight_scales(proof, parameters)),
         tuple(verdicts(parameters, outputs, table)),
     )
 
@@ -222,11 +222,11 @@ def _tensors(output: Any) -> Iterator[Tensor]:
             yield from (leaf for value in output for leaf in _tensors(value))
 
 
-def _weight_scales(proof: Proof, parameters: polars.DataFrame, seed: int) -> Iterator[WeightScale]:
-    shapes = {entry.name: entry.shape for entry in proof.parameters}
+def _weight_scales(proof: Proof, parameters: polars.DataFrame) -> Iterator[WeightScale]:
+    entries = {entry.name: entry for entry in proof.parameters}
     for name, std, gradient in parameters.select("name", "std", GRADIENT).iter_rows():
-        theory = explain(proof, name, seed=seed).theory
-        yield WeightScale(name, shapes[name], None if theory is None else theory.std, std, gradient)
+        theory = parameter_theory(proof, entries[proof.ties.get(name, name)])
+        yield WeightScale(name, entries[name].shape, None if theory is None else theory.std, std, gradient)
 
 
 # ---- in a terminal -------------------------------------------------------------------------------------------------

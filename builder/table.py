@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from builder.build import Proof, proof_of
+from builder.module import dtype_name
 from builder.owners import owners
 
 
@@ -82,7 +83,7 @@ def rows(proof: Proof, module: nn.Module | None = None) -> list[Row]:
             Row(
                 name=entry.name,
                 shape=entry.shape,
-                dtype=str(tensor.dtype).removeprefix("torch."),
+                dtype=dtype_name(tensor.dtype),
                 kind=entry.kind,
                 rule=decision.rule
                 if decision.policy in ("default", "reset_parameters")
@@ -100,12 +101,11 @@ def rows(proof: Proof, module: nn.Module | None = None) -> list[Row]:
         )
     saved = seen.state_dict().keys()
     for name, buffer in seen.named_buffers():
-        dtype = str(buffer.dtype).removeprefix("torch.")
         found.append(
             Row(
                 name,
                 tuple(buffer.shape),
-                dtype,
+                dtype_name(buffer.dtype),
                 "buffer",
                 "buffers",
                 (),

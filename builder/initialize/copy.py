@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from builder.errors import Problem, did_you_mean
-from builder.module import Entry
+from builder.module import Entry, dtype_name
 
 if TYPE_CHECKING:
     from builder.initialize.plan import Decision
@@ -43,7 +43,7 @@ def _compare(
         hint = "add transpose: true" if copy.shape == source.shape[::-1] else "a copy needs equal shapes"
         return [Problem(address, what, hint)]
     if dtypes[0] != dtypes[1]:
-        what = f"{copy.name!r} is {dtypes[0]} but {source.name!r} is {dtypes[1]}".replace("torch.", "")
+        what = f"{copy.name!r} is {dtype_name(dtypes[0])} but {source.name!r} is {dtype_name(dtypes[1])}"
         return [Problem(address, what, "a copy needs equal dtypes")]
     return []
 

@@ -14,7 +14,7 @@ import torch
 from builder.errors import Problem
 from builder.initialize.draws import basic
 from builder.language import LanguageError, names_read, parse_expression
-from builder.module import Entry
+from builder.module import Entry, are_axes, dtype_name, numbers_in
 from builder.policies import is_own, policy_of
 
 REACH = 8  # standard deviations: a normal value lies farther out once in 10^15 draws
@@ -43,7 +43,7 @@ def check_fit(
     if problems:
         return problems
     if dtype.is_complex and policy in _REAL:
-        what = f"{policy} cannot fill {entry.name!r}, which is {_named(dtype)}"
+        what = f"{policy} cannot fill {entry.name!r}, which is {dtype_name(dtype)}"
         return [Problem(address, what, "use normal, uniform, xavier or kaiming")]
     if policy == "lsuv" and entry.kind == "Parameter":
         what = f"lsuv scales a layer's output, and raw Parameter {entry.name!r} is no layer"
@@ -80,7 +80,7 @@ def _dimensions(entry: Entry, policy: str, address: str) -> list[Problem]:
 
 
 def _axes(entry: Entry, policy: str, axes: Sequence[str] | None, address: str) -> list[Problem]:
-    if axes is not None and not _are_axes(axes, entry.ndim):
+    if axes is not None and not are_axes(axes, entry.ndim):
         what = f"axes {list(axes)!r} for {entry.name!r} of shape {entry.shape}"
         return [Problem(f"{address}.axes", what, "name each axis: one `in`, one `out`, the others `field`")]
     if policy_of(policy).needs_fans and entry.kind == "Parameter" and not (axes or axes_of(entry)):
@@ -88,10 +88,6 @@ def _axes(entry: Entry, policy: str, axes: Sequence[str] | None, address: str) -
         what = f"{policy} needs fan-in and fan-out, and {shown} does not say which axis is which"
         return [Problem(address, what, f"give {entry.instance.address} axes: [in, out] (for x @ W), or [out, in]")]
     return []
-
-
-def _are_axes(axes: Sequence[str], ndim: int) -> bool:
-    return len(axes) == ndim and axes.count("in") == 1 and axes.count("out") == 1
 
 
 def _indices(entry: Entry, arguments: Mapping[str, Any], address: str) -> Iterator[Problem]:
@@ -120,11 +116,11 @@ def _values(entry: Entry, dtype: torch.dtype, values: Any, address: str) -> list
         what = f"values of shape {shape} for {entry.name!r} of shape {declared}"
         return [Problem(f"{address}.values", what, "give nested lists of that shape")]
     most = torch.finfo(dtype).max
-    wrong = next((value for value in _numbers(values) if not -most <= value <= most), None)
+    wrong = next((value for value in numbers_in(values) if not -most <= value <= most), None)
     if wrong is None:
         return []
     shown = f"{wrong:.6g}" if isinstance(wrong, float) or abs(wrong) < 10**300 else "a number of 300 digits or more"
-    what = f"{shown} is no value that {entry.name!r} of {_named(dtype)} can hold"
+    what = f"{shown} is no value that {entry.name!r} of {dtype_name(dtype)} can hold"
     return [Problem(f"{address}.values", what, f"give finite numbers, of at most {most:.4g}")]
 
 
@@ -136,14 +132,6 @@ def _shape_of(values: Any) -> tuple[int, ...] | None:
     if len(inner) > 1 or None in inner:
         return None
     return (len(values), *(inner.pop() or () if inner else ()))
-
-
-def _numbers(values: Any) -> Iterator[float]:
-    if isinstance(values, list):
-        for item in values:
-            yield from _numbers(item)
-    else:
-        yield values
 
 
 def _range(
@@ -167,7 +155,7 @@ def _range(
     most = torch.finfo(dtype).max
     if reach <= most:
         return []
-    what = f"{policy} would fill {entry.name!r} with values up to {reach:.4g}; {_named(dtype)} ends at {most:.4g}"
+    what = f"{policy} would fill {entry.name!r} with values up to {reach:.4g}; {dtype_name(dtype)} ends at {most:.4g}"
     return [Problem(address, what, "give a smaller scale, or the parameter a wider dtype")]
 
 
@@ -187,7 +175,3 @@ def _reach(policy: str, given: Mapping[str, Any]) -> float:
         case "orthogonal":
             return float(given["gain"])
     return 1.0  # eye, dirac
-
-
-def _named(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

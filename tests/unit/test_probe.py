@@ -63,6 +63,20 @@ def test_weights_stand_beside_their_theory():
     assert len(weights) == 62
 
 
+def test_tied_name_stands_beside_the_theory_of_its_owner():
+    data = {
+        "inputs": {"ids": {"shape": ["batch"], "dtype": "int64", "range": [0, 9]}},
+        "layers": {
+            "e": {"kind": "Embedding", "num_embeddings": 9, "embedding_dim": 4},
+            "head": {"kind": "Linear", "in_features": 4, "out_features": 9},
+        },
+        "tie": {"e.weight": "head.weight"},
+        "forward": "head(e(ids))",
+    }
+    tied = probe_model(prove(data)).weights[0]
+    assert (tied.name, tied.predicted_std) == ("e.weight", pytest.approx(12**-0.5))
+
+
 def test_probe_leaves_random_state_and_gradients_alone():
     torch.manual_seed(7)
     before = torch.get_rng_state()
