@@ -22,16 +22,16 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 
+from benchmarks.figures import CONF, INTERRUPTED, gathered, say
 from builder.lit_module import LitModule, RunPlan, assemble, plan_run
 from recipes.data.batches import Batch, Rows
 from recipes.data.digits import Digits
@@ -45,7 +45,6 @@ STEPS_APART = 1  # of the grid, at most, between the best rates of two widths wi
 STEPS = 5  # of the check of coordinates
 FIT_STEPS, BATCH = 60, 64  # of the transfer
 MUP, STANDARD = "mup", "standard"
-CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 # ---- models and data -----------------------------------------------------------------------------------------------
@@ -279,10 +278,6 @@ def best(losses: Sequence[float]) -> int:
 # ---- figures -------------------------------------------------------------------------------------------------------
 
 
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def check_coordinates(case: Case, given: argparse.Namespace) -> dict[str, Any]:
     """One model under both schemes."""
     seeds = given.seeds or case.seeds
@@ -323,6 +318,14 @@ def check_transfer(given: argparse.Namespace) -> dict[str, Any]:
     return {"check": "transfer on digits", "passed": passed, "grid steps": moved, "losses": found, "lines": lines}
 
 
+def checked(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for name, case in CASES.items():
+        if name in given.checks:
+            yield check_coordinates(case, given)
+    if "transfer" in given.checks:
+        yield check_transfer(given)
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Coordinate check of policy mup, and transfer of the learning rate on digits.",
@@ -352,17 +355,16 @@ def main() -> int:
     given = arguments()
     torch.set_num_threads(given.threads)
     started = time.perf_counter()
-    results = [check_coordinates(case, given) for name, case in CASES.items() if name in given.checks]
-    results += [check_transfer(given)] if "transfer" in given.checks else []
+    results, interrupted = gathered(checked(given))
     passed = all(result["passed"] for result in results)
     if given.json:
-        print(json.dumps({"passed": passed, "results": results}, indent=2))
+        print(json.dumps({"passed": passed and not interrupted, "results": results}, indent=2))
     else:
         print("\n\n".join("\n".join(result["lines"]) for result in results))
         failed = ", ".join(result["check"] for result in results if not result["passed"])
         verdict = f"limits do not hold: {failed}" if failed else "limits hold"
         print(f"\n{verdict} ({time.perf_counter() - started:.0f} s)")
-    return 0 if passed else 1
+    return INTERRUPTED if interrupted else 0 if passed else 1
 
 
 if __name__ == "__main__":

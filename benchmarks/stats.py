@@ -18,15 +18,13 @@ The process ends with 1 where a figure is beyond its limit.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard.writer import SummaryWriter
 
 import builder
-from benchmarks.init import CONF, Figure, figure, pairs_of, table
+from benchmarks.figures import CONF, Figure, figure, pairs_of, run
 from builder.config import composed
 from builder.lit_module import lightning_module
 from builder.stats.callback import ParameterStatistics
@@ -53,7 +51,6 @@ LEAST_HISTOGRAM = 50.0
 LEAST_WANDB = 15.0
 MOST_TRAINING = 1.02
 EVERY = 50
-CASES = ("sum", "loop", "add_histogram", "wandb", "training")
 
 
 # ---- the base set --------------------------------------------------------------------------------------------------
@@ -88,13 +85,13 @@ def obvious_loop(tensors: Sequence[Tensor]) -> list[list[float]]:
 def over_sum(pairs: int) -> Figure:
     tensors = weights()
     found = pairs_of(lambda: base_set(tensors), lambda: [tensor.sum() for tensor in tensors], pairs)
-    return figure("sum", found, [ours / theirs for ours, theirs in found], MOST_SUMS, False)
+    return figure("sum", found, MOST_SUMS)
 
 
 def over_loop(pairs: int) -> Figure:
     tensors = weights()
     found = pairs_of(lambda: base_set(tensors), lambda: obvious_loop(tensors), pairs)
-    return figure("loop", found, [theirs / ours for ours, theirs in found], LEAST_LOOP, True)
+    return figure("loop", found, LEAST_LOOP, at_least=True)
 
 
 def over_add_histogram(pairs: int) -> Figure:
@@ -108,7 +105,7 @@ def over_add_histogram(pairs: int) -> Figure:
 
         found = pairs_of(lambda: base_set(tensors), theirs, pairs)
         writer.close()
-    return figure("add_histogram", found, [theirs / ours for ours, theirs in found], LEAST_HISTOGRAM, True)
+    return figure("add_histogram", found, LEAST_HISTOGRAM, at_least=True)
 
 
 # ---- one logged step -----------------------------------------------------------------------------------------------
@@ -176,7 +173,7 @@ def over_wandb(pairs: int) -> Figure:
             plain.append(steps.plain())
             found.append((ours - (plain[0] + plain[1]) / 2 + extra, theirs - (plain[1] + plain[2]) / 2))
         steps.run.finish()
-    return figure("wandb", found, [theirs / ours for ours, theirs in found], LEAST_WANDB, True)
+    return figure("wandb", found, LEAST_WANDB, at_least=True)
 
 
 def _extra(steps: Steps) -> float:
@@ -248,9 +245,7 @@ def training(pairs: int) -> Figure:
     for first, second in zip(times[::2], times[1::2], strict=True):
         on, off = (first, second) if first[0] else (second, first)
         found.append((on[1], off[1]))
-    extra = statistics.fmean(watch.extra) / 10
-    ratios = [(on + extra) / off for on, off in found]
-    return figure("training", found, ratios, MOST_TRAINING, False)
+    return figure("training", found, MOST_TRAINING, extra=statistics.fmean(watch.extra) / 10)
 
 
 def fit(config: DictConfig, watch: InTurn, steps: int, folder: Path) -> None:
@@ -262,55 +257,29 @@ def fit(config: DictConfig, watch: InTurn, steps: int, folder: Path) -> None:
         logger=pl.loggers.TensorBoardLogger(folder), enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, callbacks=[watch],
     )  # fmt: skip
-    trainer.fit(lightning_module(config), datamodule=data)
+    try:
+        trainer.fit(lightning_module(config), datamodule=data)
+    except SystemExit as err:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt from err
 
 
-# ---- the report ----------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------------------------
 
-
-def measure(cases: Sequence[str], pairs: int) -> Iterator[Figure]:
-    for case in cases:
-        if case == "sum":
-            yield over_sum(pairs)
-        elif case == "loop":
-            yield over_loop(max(3, pairs // 4))
-        elif case == "add_histogram":
-            yield over_add_histogram(max(2, pairs // 12))
-        elif case == "wandb":
-            yield over_wandb(max(4, pairs // 4))
-        else:
-            yield training(pairs)
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Time of statistics over plain passes, over the obvious ways, and over training without them.",
-        epilog="Ends with 1 where a figure is beyond its limit. `wandb` needs pip install -e '.[wandb]'.",
-    )
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="only these (default: all)")
-    parser.add_argument("--pairs", type=int, default=24, help="pairs of turns; slow figures take fewer (default: 24)")
-    parser.add_argument("--cores", type=int, default=2, help="cores for either side (default: 2)")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON; progress goes to stderr")
-    given = parser.parse_args()
-    if given.pairs < 2 or given.cores < 1:
-        parser.error("--pairs is 2 or more, --cores 1 or more")
-    return given
+CASES: dict[str, Callable[[int], Figure]] = {
+    "sum": over_sum,
+    "loop": lambda pairs: over_loop(max(3, pairs // 4)),
+    "add_histogram": lambda pairs: over_add_histogram(max(2, pairs // 12)),
+    "wandb": lambda pairs: over_wandb(max(4, pairs // 4)),
+    "training": training,
+}
 
 
 def main() -> int:
-    given = arguments()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
-    torch.set_num_threads(given.cores)
-    figures = list(measure(given.cases, given.pairs))
-    passed = all(found.passed for found in figures)
-    if given.json:
-        results: list[dict[str, Any]] = [{**vars(found), "passed": found.passed} for found in figures]
-        print(json.dumps({"cores": given.cores, "passed": passed, "figures": results}, indent=2))
-    else:
-        print(table(figures))
-        print(f"{'all within their limits' if passed else 'beyond the limits'}; {given.cores} cores")
-    return 0 if passed else 1
+    return run(
+        "Time of statistics over plain passes, over the obvious ways, and over training without them.",
+        "`wandb` needs pip install -e '.[wandb]'.",
+        CASES,
+    )
 
 
 if __name__ == "__main__":

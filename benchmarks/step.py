@@ -23,7 +23,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -33,13 +32,13 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.figures import CONF, INTERRUPTED, gathered, say
 from builder.lit_module import lightning_module
 
 LIMIT = 1.03
 SEED = 0
 LEARNING_RATE = 0.001
 BUILT, HAND = "built", "hand"
-CONF = Path(__file__).resolve().parent.parent / "conf"
 
 Batch = tuple[Tensor, Tensor]
 
@@ -376,8 +375,14 @@ def fit_both(case: Case, first: str, second: str, pairs: int, threads: int) -> t
     workers = [threading.Thread(target=fit, args=(side,), daemon=True) for side in (0, 1)]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
+    try:
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:
+        turns.fail()  # each side ends with its turn
+        for worker in workers:
+            worker.join()
+        raise
     if errors:
         raise errors[0]
     check_same_losses(*clocks)
@@ -434,10 +439,6 @@ def measure(case: Case, top: str, repeats: int, pairs: int, threads: int) -> dic
     }
 
 
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def table(results: Sequence[dict[str, Any]]) -> str:
     """The figures as text."""
     lines = [
@@ -483,19 +484,20 @@ def main() -> int:
     warnings.filterwarnings("ignore", ".*have no `val_dataloader`.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    results = [
+    results, interrupted = gathered(
         measure(case, top, given.repeats, given.pairs or case.pairs, given.threads)
         for case in CASES
         if not given.models or case.name in given.models
         for top in ([BUILT, HAND] if given.control else [BUILT])
-    ]
+    )
     over = [r for r in results if r["sides"] == f"{BUILT}/{HAND}" and r["ratio"] > LIMIT]
     if given.json:
-        print(json.dumps({"limit": LIMIT, "threads": given.threads, "passed": not over, "results": results}, indent=2))
+        passed = not over and not interrupted
+        print(json.dumps({"limit": LIMIT, "threads": given.threads, "passed": passed, "results": results}, indent=2))
     else:
         print(table(results))
         print(f"{'above' if over else 'within'} the limit of {LIMIT}; all losses are equal to the bit")
-    return 1 if over else 0
+    return INTERRUPTED if interrupted else 1 if over else 0
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import builder
+from benchmarks.figures import CONF, INTERRUPTED, gathered, say
 from benchmarks.step import HandGpt
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 REFERENCE, HAND, ITSELF = "reference", "hand", "itself"
 LIMITS = {REFERENCE: 1.00, HAND: 1.02}
 
@@ -215,7 +215,7 @@ def measure(case: Case, against: str, pairs: int) -> dict[str, Any]:
             seconds[side].append(step(module, call, inputs, towards))
     ratios = [a / b for a, b in zip(*seconds, strict=True)]
     lower, middle, upper = statistics.quantiles(ratios, n=4)
-    print(f"{case.name} over {against}: {middle:.4f}", file=sys.stderr, flush=True)
+    say(f"{case.name} over {against}: {middle:.4f}")
     return {
         "model": case.name,
         "over": against,
@@ -225,6 +225,13 @@ def measure(case: Case, against: str, pairs: int) -> dict[str, Any]:
         "milliseconds": [1000 * statistics.median(values) for values in seconds],
         "limit": LIMITS.get(against),
     }
+
+
+def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for case in CASES:
+        if case.name in given.models:
+            sides = [REFERENCE, *([HAND] if case.name == "gpt2" else []), *([ITSELF] if given.control else [])]
+            yield from (measure(case, against, given.pairs) for against in sides)
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -265,14 +272,11 @@ def main() -> int:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(given.threads)
-    results = []
-    for case in CASES:
-        if case.name in given.models:
-            sides = [REFERENCE, *([HAND] if case.name == "gpt2" else []), *([ITSELF] if given.control else [])]
-            results += [measure(case, against, given.pairs) for against in sides]
+    results, interrupted = gathered(measured(given))
     over = [result for result in results if result["limit"] and result["ratio"] > result["limit"]]
-    print(json.dumps({"passed": not over, "results": results}, indent=2) if given.json else table(results))
-    return 1 if over else 0
+    passed = not over and not interrupted
+    print(json.dumps({"passed": passed, "results": results}, indent=2) if given.json else table(results))
+    return INTERRUPTED if interrupted else 1 if over else 0
 
 
 if __name__ == "__main__":
