@@ -124,8 +124,9 @@ def _course(name: str, steps: Floats, values: Floats) -> str:
     good = numpy.isfinite(values)
     if not good.any():
         return f"{name} is not finite"
-    bad = f", not finite at {(~good).sum():,} of {good.size:,} points, first at step {steps[good.argmin()]:,.0f}"
-    bad = "" if good.all() else bad
+    bad = ""
+    if not good.all():
+        bad = f", not finite at {(~good).sum():,} of {good.size:,} points, first at step {steps[good.argmin()]:,.0f}"
     seen, at = values[good], steps[good]
     low, high = seen.argmin(), seen.argmax()
     if seen.size == 1:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 LINES = ("#3b82c4", "#d9660b", "#1a9c72", "#b0589f", "#8a8f98", "#a9861b")  # at least 3 : 1 on white and on black
 DASHES = ("solid", "dash", "dot", "dashdot", "12px,3px", "longdashdot")
 GREY = LINES[4]
+_LOG = {"type": "log", "exponentformat": "e", "dtick": 1}
 
 Floats = NDArray[Any]
 
@@ -56,9 +57,6 @@ def axes(x: str, y: str = "", *, log_x: bool = False, log_y: bool = False) -> di
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "showlegend": True,
     }
-
-
-_LOG = {"type": "log", "exponentformat": "e", "dtick": 1}
 
 
 def line(x: Floats, y: Floats, name: str, place: int = 0, **more: Any) -> dict[str, Any]:

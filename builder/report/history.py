@@ -15,10 +15,11 @@ import numpy
 import polars
 from numpy.typing import NDArray
 
+from builder.stats.columns import BINS
+
 MOST_COLUMNS = 240
 MEASURES = ("rms", "gradient_rms", "clipped_gradient_rms", "update_ratio", "distance")
 LAYER_MEASURES = ("std", "dead", "saturated")
-BINS = 69  # 34 powers of two for each sign, and exact zero between them
 _HISTOGRAM_BYTES = 2_500_000
 _LEAST_HISTOGRAMS, _MOST_HISTOGRAMS = 8, 60
 

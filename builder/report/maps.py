@@ -19,6 +19,7 @@ from builder.report.figures import (
     axes,
     brief,
     decimal,
+    finite,
     in_base64,
     line,
     log_range,
@@ -62,16 +63,15 @@ def ratio_band(found: History) -> Drawing | None:
         data = _spread(matrix.steps, values)
     layout = axes("step", "update ratio", log_y=True)
     low, high = HEALTHY
-    band = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "yref": "y", "y0": low, "y1": high, "layer": "below"}
-    layout["shapes"] = [{**band, "line": {"width": 0}, "fillcolor": "rgba(26,156,114,.15)"}]
+    band = {
+        "type": "rect", "xref": "paper", "x0": 0, "x1": 1, "yref": "y", "y0": low, "y1": high, "layer": "below",
+        "line": {"width": 0}, "fillcolor": "rgba(26,156,114,.15)",
+    }  # fmt: skip
     words = {
-        "text": f"healthy: {brief(low)} to {brief(high)}",
-        "showarrow": False,
-        "xref": "paper",
-        "x": 1,
-        "xanchor": "right",
-    }
-    layout["annotations"] = [{**words, "yref": "y", "y": float(numpy.log10(high)), "yanchor": "top"}]
+        "text": f"healthy: {brief(low)} to {brief(high)}", "showarrow": False,
+        "xref": "paper", "x": 1, "xanchor": "right", "yref": "y", "y": float(numpy.log10(high)), "yanchor": "top",
+    }  # fmt: skip
+    layout |= {"shapes": [band], "annotations": [words]}
     return Drawing("ratio", "Update ratio of all parameters", _band_words(found, values), data, layout)
 
 
@@ -118,10 +118,10 @@ def _heat_map(found: History, measure: str) -> Drawing:
     low, high = _RATIO_RANGE if ratio else log_range(matrix.values[numpy.isfinite(matrix.values) & (matrix.values > 0)])
     ticks = log_ticks(low, high)
     bar = {
-        **{"orientation": "h", "thickness": 12, "len": 1, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"},
-        **{"xpad": 0, "ypad": 4, "outlinewidth": 0, "ticks": "outside", "tickangle": 0, "tickvals": ticks},
+        "orientation": "h", "thickness": 12, "len": 1, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom",
+        "xpad": 0, "ypad": 4, "outlinewidth": 0, "ticks": "outside", "tickangle": 0, "tickvals": ticks,
         "ticktext": ["1e-3 healthy" if ratio and tick == -3 else decimal(tick) for tick in ticks],
-    }
+    }  # fmt: skip
     shared = {"type": "heatmap", "hoverongaps": False, "hoverinfo": "none"}
     colours = _RATIO_COLOURS if ratio else "Viridis"
     data: list[dict[str, Any]] = [{**shared, "zmin": low, "zmax": high, "colorscale": colours, "colorbar": bar}]
@@ -129,20 +129,19 @@ def _heat_map(found: History, measure: str) -> Drawing:
         pink = [(0, _NONFINITE), (1, _NONFINITE)]
         data.append({**shared, "zmin": 0, "zmax": 1, "colorscale": pink, "showscale": False})
     title = words[0].upper() + words[1:]
-    return Drawing(f"map-{measure}", title, _map_words(found, matrix, words), data, axes("step"), found.names, measure)
+    return Drawing(f"map-{measure}", title, _map_words(found, measure), data, axes("step"), found.names, measure)
 
 
-def _map_words(found: History, matrix: Matrix, words: str) -> str:
-    last = matrix.values[:, -1]
-    known = numpy.where(numpy.isfinite(last), last, numpy.nan)
-    parts = []
+def _map_words(found: History, measure: str) -> str:
+    matrix, parts = found.matrices[measure], []
+    known = finite(matrix.values[:, -1])
     if not numpy.isnan(known).all():
         low, high = int(numpy.nanargmin(known)), int(numpy.nanargmax(known))
         parts.append(
-            f"At step {matrix.steps[-1]:,} the {words} is lowest in {found.names[low]} ({brief(known[low])}) "
+            f"At step {matrix.steps[-1]:,} the {_MAPS[measure]} is lowest in {found.names[low]} ({brief(known[low])}) "
             f"and highest in {found.names[high]} ({brief(known[high])})."
         )
-    if words == _MAPS["update_ratio"]:
+    if measure == "update_ratio":
         parts.append(f"Pale: the healthy band from {brief(HEALTHY[0])} to {brief(HEALTHY[1])}.")
     bad = int(numpy.isinf(matrix.values).any(axis=1).sum())
     if bad:

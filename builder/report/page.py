@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars
+
 from builder.report.assets import document
 from builder.report.curves import curves, logged
 from builder.report.depth import outputs_by_depth
@@ -16,26 +18,28 @@ from builder.report.figures import Drawing
 from builder.report.history import LAYER_MEASURES, MEASURES, History, block, histograms, history, taken
 from builder.report.maps import heat_maps, ratio_band, sent, sent_histograms
 from builder.report.markup import Html, join, tag
-from builder.report.read import RunFiles, Verdict, number, read_run
+from builder.report.read import RunFiles, number, read_run
 from builder.report.tables import Column, sortable
 from builder.report.words import count_of, duration, numel_of, shape_of, state_of, value_text
 from builder.report.worst import SUMMARISED, Summary, Worst, summaries, worst
+from builder.stats.verdicts import Verdict
 
 REPORT = "report.html"
 _NAMES_SHOWN = 6
+_UNWATCHED = History((), {})
+_NO_STATISTICS = "No statistics of parameters were taken."
 
 
 def run_page(directory: Path) -> str:
     """The report of a run as HTML."""
     run = read_run(directory)
     order = [row["name"] for row in run.table]
-    watched, summarised = History((), {}), dict[str, Summary]()
+    watched, summarised = _UNWATCHED, dict[str, Summary]()
     if run.parameters is not None:
         rows = taken(run.parameters, tuple(dict.fromkeys((*MEASURES, *SUMMARISED))))
         watched, summarised = history(rows, order), summaries(rows)
     worse = worst(list(summarised.values()))
-    drawings, sections = [], []
-    for section in (
+    sections = [
         _overview(run, worse, watched=bool(watched.names)),
         _curves(run),
         _maps(watched, run.cost),
@@ -43,11 +47,8 @@ def run_page(directory: Path) -> str:
         _outputs(run),
         _table(run, summarised, watched.names),
         _files(run),
-    ):
-        sections.append(section.html)
-        drawings += section.drawings
-    payload = {**figures_sent(drawings), "parameters": _numbers(run, watched)}
-    return document(f"{run.name} · builder report", shell(run.name, sections, _header(run)), payload)
+    ]
+    return page(run.name, _header(run), sections, watched, run.parameters)
 
 
 class Section:
@@ -59,8 +60,22 @@ class Section:
         self.html = tag("section", heading, *content, id=key, data_title=title, aria_labelledby=f"{key}-title")
 
 
-def shell(name: str, sections: Sequence[Html], header: Html) -> Html:
-    """The frame around the sections: a link past the head, the theme, and the way to each section."""
+def page(
+    name: str,
+    header: Html,
+    sections: Sequence[Section],
+    watched: History = _UNWATCHED,
+    parameters: polars.LazyFrame | None = None,
+) -> str:
+    """A whole page of some sections, with the history of its parameters, where it has any, for the browser."""
+    drawings = [drawing for section in sections for drawing in section.drawings]
+    figures = {drawing.key: _figure_sent(drawing) for drawing in drawings}
+    payload = {"figures": figures, "parameters": _parameters_sent(watched, parameters)}
+    return document(f"{name} · builder report", _frame(name, header, sections), payload)
+
+
+def _frame(name: str, header: Html, sections: Sequence[Section]) -> Html:
+    """What is around the sections: a link past the head, the theme, and the way to each section."""
     themes = [tag("option", theme, value=theme) for theme in ("auto", "light", "dark")]
     theme = tag("label", "Theme ", tag("select", *themes, id="theme", autocomplete="off"), class_="theme")
     return join(
@@ -72,25 +87,29 @@ def shell(name: str, sections: Sequence[Html], header: Html) -> Html:
             tag("nav", aria_label="Sections", id="nav"),
         ),
         tag("noscript", tag("p", "Figures, sorting and searching need JavaScript; all tables are here without it.")),
-        tag("main", *sections, id="main"),
+        tag("main", *(section.html for section in sections), id="main"),
         tag("footer", "Made by builder. This file loads nothing from anywhere."),
         tag("div", id="tip", hidden=True, aria_hidden="true"),
     )
 
 
-def figures_sent(drawings: Sequence[Drawing]) -> dict[str, Any]:
-    """Figures as the browser gets them."""
+def _figure_sent(drawing: Drawing) -> dict[str, Any]:
+    return {"data": drawing.data, "layout": drawing.layout, "rows": list(drawing.rows), "matrix": drawing.matrix}
+
+
+def _parameters_sent(watched: History, parameters: polars.LazyFrame | None) -> dict[str, Any]:
+    found = histograms(parameters, watched.names) if parameters is not None and watched.names else None
     return {
-        "figures": {
-            drawing.key: {
-                "data": drawing.data,
-                "layout": drawing.layout,
-                "rows": list(drawing.rows),
-                "matrix": drawing.matrix,
-            }
-            for drawing in drawings
-        }
+        "names": list(watched.names),
+        "blocks": [block(name) for name in watched.names],
+        "matrices": {measure: sent(matrix) for measure, matrix in watched.matrices.items()},
+        "histograms": None if found is None else sent_histograms(found),
     }
+
+
+def quiet(words: str) -> Html:
+    """A paragraph that stands back."""
+    return tag("p", words, class_="quiet")
 
 
 def figure(drawing: Drawing, controls: str = "") -> Html:
@@ -147,7 +166,7 @@ def _cards(run: RunFiles) -> Html:
         last = {name: run.metrics[name].drop_nulls() for name in logged(run.metrics)}
         metrics = {name: values[-1] for name, values in last.items() if len(values)}
     if not metrics:
-        return tag("p", "No metric was written.", class_="quiet")
+        return quiet("No metric was written.")
     cards = [tag("div", tag("dt", name), tag("dd", value_text(value))) for name, value in _tests_first(metrics)]
     cards += [
         tag("div", tag("dt", "for comparison: ", name), tag("dd", value_text(value)), class_="reference")
@@ -166,15 +185,14 @@ def _tests_first(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _verdict_list(verdicts: Sequence[Verdict] | None) -> Html:
     heading = tag("h3", "Verdicts")
     if verdicts is None:
-        return join(heading, tag("p", "This run was not judged.", class_="quiet"))
+        return join(heading, quiet("This run was not judged."))
     if not verdicts:
         return join(heading, tag("p", "✓ Nothing was found to be wrong.", class_="healthy"))
     return join(heading, tag("ul", *map(_verdict, verdicts), class_="verdicts"))
 
 
 def _verdict(verdict: Verdict) -> Html:
-    severity = verdict.severity if verdict.severity in ("error", "warning") else "info"
-    sign = {"error": "✕", "warning": "▲", "info": "ℹ"}[severity]
+    sign = {"error": "✕", "warning": "▲", "info": "ℹ"}[verdict.severity]
     shown = [tag("code", name) for name in verdict.names[:_NAMES_SHOWN]]
     rest = verdict.names[_NAMES_SHOWN:]
     details = [_facts({**({} if verdict.step is None else {"step": verdict.step}), **verdict.numbers})]
@@ -182,9 +200,9 @@ def _verdict(verdict: Verdict) -> Html:
         details.append(tag("details", tag("summary", f"{len(rest):,} more"), *(tag("code", name) for name in rest)))
     return tag(
         "li",
-        tag("p", tag("strong", f"{sign} {severity}"), " ", tag("span", verdict.text)),
+        tag("p", tag("strong", f"{sign} {verdict.severity}"), " ", tag("span", verdict.text)),
         tag("div", *shown, *details, class_="behind"),
-        class_=severity,
+        class_=verdict.severity,
     )
 
 
@@ -195,12 +213,10 @@ def _facts(numbers: Mapping[str, Any]) -> Html:
 def _worst_table(worse: Sequence[Worst], *, watched: bool) -> Html:
     heading = tag("h3", "Parameters to look at first")
     if not watched:
-        return join(heading, tag("p", "No statistics of parameters were taken.", class_="quiet"))
+        return join(heading, quiet(_NO_STATISTICS))
     if not worse:
-        return join(
-            heading,
-            tag("p", "✓ None stands out: all finite, all moving, all update ratios near 1e-3.", class_="healthy"),
-        )
+        words = "✓ None stands out: all finite, all moving, all update ratios near 1e-3."
+        return join(heading, tag("p", words, class_="healthy"))
     rows = [tag("li", _choose(entry.name), tag("span", entry.why)) for entry in worse]
     return join(heading, tag("ol", *rows, class_="worst"))
 
@@ -208,7 +224,7 @@ def _worst_table(worse: Sequence[Worst], *, watched: bool) -> Html:
 def _curves(run: RunFiles) -> Section:
     drawings = curves(run.metrics) if run.metrics is not None else []
     if not drawings:
-        return Section("curves", "Curves", tag("p", "No metric was logged over time.", class_="quiet"))
+        return Section("curves", "Curves", quiet("No metric was logged over time."))
     return Section("curves", "Curves", curve_grid(drawings), drawings=drawings)
 
 
@@ -225,34 +241,33 @@ def _maps(watched: History, cost: Mapping[str, Any] | None) -> Section:
     title = "Parameters over time"
     band, maps = ratio_band(watched), heat_maps(watched)
     if not maps:
-        return Section("maps", title, tag("p", "No statistics of parameters were taken.", class_="quiet"))
+        return Section("maps", title, quiet(_NO_STATISTICS))
     words = (
         "Rows are parameters in the model's order, named by block where there are many; columns are logged steps. "
         "Drag to zoom in, double-click to zoom out; a click on a row shows that parameter below."
     )
-    above = figure(band) if band else Html("")
+    above = [] if band is None else [band]
     grid = tag("div", *map(figure, maps), class_="grid")
-    content = (tag("p", words, class_="quiet"), above, grid, _cost(cost))
-    return Section("maps", title, *content, drawings=[*([band] if band else []), *maps])
+    return Section("maps", title, quiet(words), *map(figure, above), grid, _cost(cost or {}), drawings=[*above, *maps])
 
 
-def _cost(cost: Mapping[str, Any] | None) -> Html:
-    seconds, share = number((cost or {}).get("seconds")), number((cost or {}).get("share"))
-    if cost is None or seconds is None:
+def _cost(cost: Mapping[str, Any]) -> Html:
+    seconds, share, steps = (number(cost.get(key)) for key in ("seconds", "share", "steps_logged"))
+    if seconds is None:
         return Html("")
-    steps = number(cost.get("steps_logged"))
     took = f"Watching took {duration(seconds)}"
     took += f" over {steps:,.0f} logged steps" if steps is not None else ""
     took += f", {share:.2%} of the fit" if share is not None else ""
-    every = [pair for pair in cost.get("every_n_steps") or [] if isinstance(pair, list) and len(pair) == 2]
-    widened = ", then ".join(f"every {interval} from step {step}" for step, interval in every)
-    return tag("p", f"{took}{'; ' if widened else ''}{widened}.", class_="quiet")
+    every = cost.get("every_n_steps")
+    pairs = [pair for pair in every if isinstance(pair, list) and len(pair) == 2] if isinstance(every, list) else []
+    widened = ", then ".join(f"every {interval} from step {step}" for step, interval in pairs)
+    return quiet(f"{took}{'; ' if widened else ''}{widened}.")
 
 
 def _parameter(watched: History, worse: Sequence[Worst]) -> Section:
     title = "One parameter"
     if not watched.names:
-        return Section("parameter", title, tag("p", "No statistics of parameters were taken.", class_="quiet"))
+        return Section("parameter", title, quiet(_NO_STATISTICS))
     chosen = worse[0].name if worse else watched.names[0]
     blocks: dict[str, list[Html]] = {}
     for name in watched.names:
@@ -262,16 +277,9 @@ def _parameter(watched: History, worse: Sequence[Worst]) -> Section:
     else:
         options = [tag("optgroup", *found, label=name) for name, found in blocks.items()]
     choice = tag("select", *options, id="chosen", autocomplete="off")
-    drawings = [
-        Drawing("histogram", "Its values over time", ""),
-        Drawing("measures", "Its measures over time", ""),
-    ]
-    return Section(
-        "parameter",
-        title,
-        tag("p", tag("label", "Parameter ", choice)),
-        tag("div", *map(figure, drawings), class_="grid"),
-    )
+    drawings = Drawing("histogram", "Its values over time", ""), Drawing("measures", "Its measures over time", "")
+    grid = tag("div", *map(figure, drawings), class_="grid")
+    return Section("parameter", title, tag("p", tag("label", "Parameter ", choice)), grid)
 
 
 def _outputs(run: RunFiles) -> Section:
@@ -280,7 +288,7 @@ def _outputs(run: RunFiles) -> Section:
     if run.outputs is not None:
         drawings = outputs_by_depth(history(taken(run.outputs, LAYER_MEASURES, "layer"), (), LAYER_MEASURES))
     if not drawings:
-        return Section("outputs", title, tag("p", "No statistics of layer outputs were taken.", class_="quiet"))
+        return Section("outputs", title, quiet("No statistics of layer outputs were taken."))
     return Section("outputs", title, tag("div", *map(figure, drawings), class_="grid"), drawings=drawings)
 
 
@@ -288,7 +296,7 @@ def _table(run: RunFiles, summarised: Mapping[str, Summary], watched: Sequence[s
     title = "Parameter table"
     rows = run.table or tuple({"name": name} for name in watched)
     if not rows:
-        return Section("parameters", title, tag("p", "There is no parameter table.", class_="quiet"))
+        return Section("parameters", title, quiet("There is no parameter table."))
     names = [row["name"] for row in rows]
     found = [summarised.get(name, Summary(name)) for name in names]
     columns = [
@@ -302,14 +310,10 @@ def _table(run: RunFiles, summarised: Mapping[str, Summary], watched: Sequence[s
         Column("weight rms", [each.rms for each in found]),
         Column("gradient rms", [each.gradient_rms for each in found]),
         Column("update ratio", [each.update_ratio for each in found]),
-    ]  # fmt: skip
+    ]
     words = "Weight, gradient and update as at the last logged step." if summarised else ""
-    return Section(
-        "parameters",
-        title,
-        sortable("parameters", title, columns, len(rows), search="names, kinds, rules"),
-        tag("p", words, class_="quiet"),
-    )
+    table = sortable("parameters", title, columns, search="names, kinds, rules")
+    return Section("parameters", title, table, quiet(words))
 
 
 def _files(run: RunFiles) -> Section:
@@ -324,7 +328,7 @@ def _files(run: RunFiles) -> Section:
 
 def _text_file(title: str, what: str, text: str | None) -> Html:
     if text is None:
-        return tag("p", f"{title}: not in this run.", class_="quiet")
+        return quiet(f"{title}: not in this run.")
     lines = tag("pre", tag("code", text), tabindex=0, aria_label=title)
     return tag("details", tag("summary", title, " ", tag("span", what, class_="quiet")), lines)
 
@@ -340,13 +344,3 @@ def _choose(name: str) -> Html:
 def _mapping(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     found = value.get(key)
     return found if isinstance(found, dict) else {}
-
-
-def _numbers(run: RunFiles, watched: History) -> dict[str, Any]:
-    found = histograms(run.parameters, watched.names) if run.parameters is not None and watched.names else None
-    return {
-        "names": list(watched.names),
-        "blocks": [block(name) for name in watched.names],
-        "matrices": {measure: sent(matrix) for measure, matrix in watched.matrices.items()},
-        "histograms": None if found is None else sent_histograms(found),
-    }

@@ -10,26 +10,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars
 import yaml
 
+from builder.stats.verdicts import SEVERITIES, Verdict, gravest_first
+
 _PARTS_OF_MODEL = ("model", "init", "freeze")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One finding on a run: its kind, how grave it is, which parameters it names, and the numbers behind it."""
-
-    kind: str
-    severity: str
-    text: str
-    names: tuple[str, ...] = ()
-    step: int | None = None
-    numbers: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,16 +141,14 @@ def _verdicts(file: Path, notes: list[str]) -> tuple[Verdict, ...] | None:
     found = _json(file, list, notes)
     if found is None:
         return None
-    verdicts = [_verdict(entry) for entry in found if isinstance(entry, dict)]
-    grave = {"error": 0, "warning": 1}
-    return tuple(sorted(verdicts, key=lambda verdict: grave.get(verdict.severity, 2)))
+    return tuple(gravest_first(_verdict(entry) for entry in found if isinstance(entry, dict)))
 
 
 def _verdict(entry: Mapping[str, Any]) -> Verdict:
     names, numbers, step = entry.get("names"), entry.get("numbers"), number(entry.get("step"))
     return Verdict(
         kind=str(entry.get("kind", "")),
-        severity=str(entry.get("severity", "info")),
+        severity=entry["severity"] if entry.get("severity") in SEVERITIES else "info",
         text=str(entry.get("text", "")),
         names=tuple(map(str, names)) if isinstance(names, list) else (),
         step=None if step is None else int(step),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 
 import polars
 
-from builder.report.assets import document
 from builder.report.curves import compared, logged
 from builder.report.markup import Html, join, tag
-from builder.report.page import REPORT, Section, curve_grid, figures_sent, shell
+from builder.report.page import REPORT, Section, curve_grid, page, quiet
 from builder.report.read import read_metrics
 from builder.report.tables import Column, sortable
 from builder.report.words import duration, value_text
@@ -29,23 +29,13 @@ def sweep_page(directory: Path) -> str:
     """
     runs = read_runs(directory)
     name = "/".join(directory.resolve().parts[-2:])
-    curves = _curves(directory, runs)
-    sections = [_overview(runs), _table(directory, runs), curves]
-    payload = {
-        **figures_sent(curves.drawings),
-        "parameters": {"names": [], "blocks": [], "matrices": {}, "histograms": None},
-    }
-    body = shell(f"sweep {name}", [section.html for section in sections], _header(runs))
-    return document(f"sweep {name} · builder report", body, payload)
+    sections = [_overview(runs), _table(directory, runs), _curves(directory, runs)]
+    return page(f"sweep {name}", _header(runs), sections)
 
 
 def _header(runs: Sequence[Run]) -> Html:
     failed = sum(run.error is not None for run in runs)
-    state = (
-        tag("span", f"{failed} failed", class_="badge bad")
-        if failed
-        else tag("span", "all finished", class_="badge ok")
-    )
+    state = tag("span", f"{failed} failed" if failed else "all finished", class_=f"badge {'bad' if failed else 'ok'}")
     seconds = sum(run.seconds for run in runs if run.seconds is not None)
     return tag("p", tag("span", f"{len(runs)} runs"), state, tag("span", f"{duration(seconds)} in all"), class_="facts")
 
@@ -53,10 +43,10 @@ def _header(runs: Sequence[Run]) -> Html:
 def _overview(runs: Sequence[Run]) -> Section:
     rows = []
     for metric in _metrics(runs):
-        known = [(run.metrics[metric], run) for run in runs if math.isfinite(run.metrics.get(metric, math.nan))]
+        known = [(run.metrics[metric], run.name) for run in runs if math.isfinite(run.metrics.get(metric, math.nan))]
         if known:
-            (low, lowest), (high, highest) = min(known, key=_first), max(known, key=_first)
-            text = f"from {value_text(low)} (run {lowest.name}) to {value_text(high)} (run {highest.name})"
+            (low, lowest), (high, highest) = min(known, key=itemgetter(0)), max(known, key=itemgetter(0))
+            text = f"from {value_text(low)} (run {lowest}) to {value_text(high)} (run {highest})"
             rows.append(tag("li", tag("strong", metric), " ", text))
     failed = [
         tag("li", tag("strong", f"run {run.name}"), " ", run.error or "") for run in runs if run.error is not None
@@ -79,16 +69,17 @@ def _table(directory: Path, runs: Sequence[Run]) -> Section:
         ),
         Column("state", ["ok" if run.error is None else run.error.splitlines()[0] for run in runs]),
     ]
-    return Section("runs", "Runs", sortable("runs", "Runs", columns, len(runs), search="runs"))
+    return Section("runs", "Runs", sortable("runs", "Runs", columns, search="runs"))
 
 
 def _curves(directory: Path, runs: Sequence[Run]) -> Section:
+    keys = [*varied_keys(runs), *SEEDS]
     unread: list[str] = []
     read: dict[str, polars.DataFrame] = {}
     for run in runs:
         rows = read_metrics(directory / run.name / "metrics.csv", unread)
         if rows is not None:
-            read[_label(run, runs)] = rows
+            read[_label(run, keys)] = rows
     names = dict.fromkeys(name for rows in read.values() for name in logged(rows))
     wanted = sorted(names, key=lambda name: (not name.startswith("val/"), not name.startswith("train/")))[
         :_MOST_METRICS
@@ -96,17 +87,14 @@ def _curves(directory: Path, runs: Sequence[Run]) -> Section:
     shown = dict(list(read.items())[:MOST_CURVES])
     drawings = [drawing for name in wanted if (drawing := compared(name, shown)) is not None]
     if not drawings:
-        return Section("curves", "Curves", tag("p", "No run logged a metric over time.", class_="quiet"))
+        return Section("curves", "Curves", quiet("No run logged a metric over time."))
     notes = [f"{len(unread)} of {len(runs)} runs have no readable metrics.csv."] if unread else []
     notes += [f"The first {MOST_CURVES} of {len(read)} runs are shown."] if len(read) > MOST_CURVES else []
-    return Section(
-        "curves", "Curves", *(tag("p", note, class_="quiet") for note in notes), curve_grid(drawings), drawings=drawings
-    )
+    return Section("curves", "Curves", *map(quiet, notes), curve_grid(drawings), drawings=drawings)
 
 
-def _label(run: Run, runs: Sequence[Run]) -> str:
+def _label(run: Run, keys: Sequence[str]) -> str:
     """A run's number and what is its own among the runs."""
-    keys = [*varied_keys(runs), *SEEDS]
     own = ", ".join(f"{key}={run.overrides[key]}" for key in keys if key in run.overrides)
     return f"{run.name}: {own}" if own else run.name
 
@@ -124,7 +112,3 @@ def _metric(runs: Sequence[Run], metric: str) -> tuple[list[float | None], list[
 def _link(directory: Path, run: Run) -> str:
     there = (directory / run.name / REPORT).is_file()
     return tag("a", run.name, href=f"{run.name}/{REPORT}") if there else run.name
-
-
-def _first(pair: tuple[float, Run]) -> float:
-    return pair[0]

@@ -28,17 +28,16 @@ class Column:
         return not any(isinstance(value, str) for value in self.values)
 
 
-def sortable(key: str, title: str, columns: Sequence[Column], rows: int, search: str) -> Html:
+def sortable(key: str, title: str, columns: Sequence[Column], search: str) -> Html:
     """A table with a search field above it; the first column names the row.
 
     Args:
         key: Names it in the page.
         title: Its caption.
         columns: Each with a value for every row.
-        rows: How many rows there are.
         search: What the field looks through, in words.
     """
-    headers = [_header(column) for column in columns]
+    rows = len(columns[0].values)
     lines = [
         tag("tr", *(_cell(column, row, first=place == 0) for place, column in enumerate(columns)))
         for row in range(rows)
@@ -46,7 +45,7 @@ def sortable(key: str, title: str, columns: Sequence[Column], rows: int, search:
     table = tag(
         "table",
         tag("caption", title, class_="unseen"),
-        tag("thead", tag("tr", *headers)),
+        tag("thead", tag("tr", *map(_header, columns))),
         tag("tbody", *lines),
         id=f"table-{key}",
     )

@@ -9,9 +9,8 @@ to zero, is no finding.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import polars
 
@@ -60,46 +59,30 @@ class Worst:
 def summaries(rows: polars.DataFrame) -> dict[str, Summary]:
     """A summary by label, of the rows that `builder.report.history.taken` returns."""
     missing = [polars.lit(None, polars.Float64).alias(name) for name in SUMMARISED if name not in rows.columns]
-    counted = (
-        polars.max_horizontal(*(polars.col(name).fill_null(0) for name in ("nonfinite", "gradient_nonfinite"))) > 0
+    counts = ("nonfinite", "gradient_nonfinite")
+    bad = polars.any_horizontal(
+        *(polars.col(name) > 0 for name in counts), *(~polars.col(name).is_finite() for name in ("rms", "gradient_rms"))
     )
-    infinite = polars.any_horizontal(*(~polars.col(name).is_finite() for name in ("rms", "gradient_rms")))
-    ratio = polars.col("update_ratio")
+    ratio, update = polars.col("update_ratio"), polars.col("update_rms").drop_nulls()
     found = (
         rows.with_columns(missing)
         .sort("step", maintain_order=True)
-        .group_by("label", maintain_order=True)
+        .group_by(name="label", maintain_order=True)
         .agg(
             *(polars.col(name).drop_nulls().last() for name in ("rms", "gradient_rms", "update_ratio")),
+            *(polars.col(name).max().fill_null(0).cast(polars.Int64) for name in counts),
             median_ratio=ratio.filter(ratio.is_finite()).median(),
-            moved=(polars.col("update_rms").drop_nulls() != 0).any(),
-            updates=polars.col("update_rms").count(),
-            nonfinite=polars.col("nonfinite").max().fill_null(0),
-            gradient_nonfinite=polars.col("gradient_nonfinite").max().fill_null(0),
-            first_nonfinite=polars.col("step").filter(counted | infinite.fill_null(False)).min(),
+            moved=polars.when(update.len() > 0).then((update != 0).any()),
+            first_nonfinite=polars.col("step").filter(bad).min(),
         )
     )
-    return {row["label"]: _summary(row) for row in found.iter_rows(named=True)}
+    return {row["name"]: Summary(**row) for row in found.iter_rows(named=True)}
 
 
 def worst(summarised: Sequence[Summary], most: int = 10) -> list[Worst]:
     """Those that stand out, the gravest first."""
     found = [entry for summary in summarised if (entry := _judge(summary)) is not None]
     return sorted(found, key=lambda entry: entry.rank)[:most]
-
-
-def _summary(row: Mapping[str, Any]) -> Summary:
-    return Summary(
-        name=row["label"],
-        rms=row["rms"],
-        gradient_rms=row["gradient_rms"],
-        update_ratio=row["update_ratio"],
-        median_ratio=row["median_ratio"],
-        moved=row["moved"] if row["updates"] else None,
-        nonfinite=int(row["nonfinite"]),
-        gradient_nonfinite=int(row["gradient_nonfinite"]),
-        first_nonfinite=row["first_nonfinite"],
-    )
 
 
 def _judge(summary: Summary) -> Worst | None:

@@ -7,9 +7,9 @@ numbers. The bounds are wide on purpose: a verdict is for what a reader would ch
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import polars
 
@@ -23,6 +23,7 @@ LEAST_UPDATE, MOST_UPDATE = 1e-6, 1e-1  # of the weight's rms in one step; about
 GRADIENT = "gradient_rms"  # of a parameter; a probe has it of the outputs as well
 
 Severity = Literal["error", "warning", "info"]
+SEVERITIES = get_args(Severity)  # the gravest first
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Verdict:
         kind: nonfinite, vanishing, exploding, dead, saturated, update_ratio, still.
         severity: error where the run is lost, warning where it is likely to learn less than it could, or info.
         names: The parameters or layers that it is about, in the model's order.
-        step: The logged step that shows it.
+        step: The logged step that shows it; None where a file that was read back names none.
         text: One sentence.
         numbers: What it was judged by.
     """
@@ -41,7 +42,7 @@ class Verdict:
     kind: str
     severity: Severity
     names: tuple[str, ...]
-    step: int
+    step: int | None
     text: str
     numbers: Mapping[str, Any] = field(default_factory=dict)
 
@@ -71,7 +72,12 @@ def verdicts(
         *_update_ratios(parameters),
         *_still(parameters, table),
     ]
-    return sorted(found, key=lambda verdict: ("error", "warning", "info").index(verdict.severity))
+    return gravest_first(found)
+
+
+def gravest_first(found: Iterable[Verdict]) -> list[Verdict]:
+    """Errors, then warnings, then the rest, each in the order given."""
+    return sorted(found, key=lambda verdict: SEVERITIES.index(verdict.severity))
 
 
 def _nonfinite(rows: polars.DataFrame, by: str) -> Iterator[Verdict]:
@@ -151,26 +157,26 @@ def _shares(outputs: polars.DataFrame) -> Iterator[Verdict]:
 def _update_ratios(parameters: polars.DataFrame) -> Iterator[Verdict]:
     """By the median over the last third of the steps: the first steps of a schedule are not judged."""
     steps = sorted(parameters["step"].unique())
-    late = [step for step in steps[-(-2 * len(steps) // 3) :]] or steps
+    late = steps[-(len(steps) // 3) :]  # of fewer than three, all
     rows = parameters.filter(polars.col("step").is_in(late) & polars.col("update_ratio").is_finite())
     medians = rows.group_by("name", maintain_order=True).agg(polars.col("update_ratio").median())
-    for name, beyond, word in (
-        ("large", polars.col("update_ratio") > MOST_UPDATE, "more"),
-        ("small", (polars.col("update_ratio") > 0) & (polars.col("update_ratio") < LEAST_UPDATE), "less"),
-    ):
-        found = medians.filter(beyond)
-        if len(found):
-            names, ratios = _distinct(found["name"]), found["update_ratio"].to_list()
-            bound = MOST_UPDATE if name == "large" else LEAST_UPDATE
-            text = f"Each step changes {_listed(names)} by {word} than {bound:g} of their size."
-            severity: Severity = "warning" if name == "large" else "info"
-            yield Verdict("update_ratio", severity, names, int(late[-1]), text, dict(zip(names, ratios, strict=True)))
+    ratio = polars.col("update_ratio")
+    kinds: dict[Severity, tuple[polars.Expr, str]] = {
+        "warning": (ratio > MOST_UPDATE, f"more than {MOST_UPDATE:g}"),
+        "info": ((ratio > 0) & (ratio < LEAST_UPDATE), f"less than {LEAST_UPDATE:g}"),
+    }
+    for severity, (beyond, how_much) in kinds.items():
+        ratios = dict(medians.filter(beyond).iter_rows())
+        if ratios:
+            names = tuple(ratios)
+            text = f"Each step changes {_listed(names)} by {how_much} of their size."
+            yield Verdict("update_ratio", severity, names, late[-1], text, ratios)
 
 
 def _still(parameters: polars.DataFrame, table: Sequence[Mapping[str, Any]]) -> Iterator[Verdict]:
     """Trainable parameters that no logged step moved."""
     watched = parameters.group_by("name", maintain_order=True).agg(
-        polars.col("update_rms").fill_null(0.0).max(), polars.col("gradient_rms").is_not_null().any(), polars.len()
+        polars.col("update_rms").fill_null(0.0).max(), polars.col("gradient_rms").is_not_null().any()
     )
     trainable = [row["name"] for row in table if row["trainable"] and not row["tied_to"] and not row.get("held")]
     still = watched.filter(polars.col("name").is_in(trainable) & (polars.col("update_rms") == 0))

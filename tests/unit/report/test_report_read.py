@@ -120,6 +120,11 @@ def test_verdicts_of_odd_entries_still_open(run):
     assert "ℹ info" in run_page(run)
 
 
+def test_cost_of_odd_entries_still_opens(run):
+    (run / "stats" / "cost.json").write_text(json.dumps({"seconds": 3.0, "share": "x", "every_n_steps": 5}))
+    assert "Watching took 3.0 s." in run_page(run)
+
+
 def test_nan_everywhere_still_opens(run):
     nan = float("nan")
     (run / "result.json").write_text(json.dumps({"status": "ok", "metrics": {"test/loss": nan, "val/loss": None}}))
