@@ -4,7 +4,8 @@ Three ways in: a `forward` (14 in 20), an `=` expression (5), a whole YAML file 
 mutation of programs that use every part of the language, or random tokens, or random characters; a file is a mutation
 of those in conf/model. What is accepted goes on: its source is executed, and the module runs on meta. The process ends
 with 1 where anything but a `BuilderError` came out, or one input took longer than `SLOW` seconds; such an input is
-printed with its error, and can be run again by its number.
+printed with its error, and can be run again by its number. How far it is goes to stderr; Ctrl-C ends it with 130 and
+the counts so far.
 """
 
 from __future__ import annotations
@@ -18,13 +19,11 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
+from benchmarks.figures import CONF, INTERRUPTED, say
 from builder.build import prove
 from builder.errors import BuilderError, Problem
 from builder.evaluate import evaluate
@@ -36,8 +35,9 @@ from builder.module import construct
 from builder.shapes import check_shapes
 from builder.source import render
 
-CONF = Path(__file__).resolve().parent.parent / "conf" / "model"
 SLOW = 5.0  # seconds; a forward of a few statements takes a hundredth
+EVERY = 5.0  # seconds between two lines of progress
+ENDS = ("proved", "refused", "wrong")
 BASE: dict[str, Any] = {
     "args": {"d": 4, "n": 2, "wide": True, "dims": [4, 4]},
     "inputs": {"x": {"shape": ["batch", "=d"]}, "ids": {"shape": ["batch"], "dtype": "int64", "range": [0, 6]}},
@@ -95,19 +95,24 @@ WORD = re.compile(r"\w+|\s+|.", re.DOTALL)
 
 
 class Fuzzer:
-    """Makes inputs, each from its number alone, and proves them."""
+    """Makes inputs, each from its number alone, and proves them.
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self.files = [path.read_text(encoding="utf-8") for path in sorted(CONF.glob("*.yaml"))]
+    Args:
+        seed: What the inputs are drawn from.
+        scratch: A file that inputs are written to.
+    """
+
+    def __init__(self, seed: int, scratch: Path) -> None:
+        self.seed, self.scratch = seed, scratch
+        self.files = [path.read_text(encoding="utf-8") for path in sorted((CONF / "model").glob("*.yaml"))]
         self.base = load(BASE)
         self.args = expand(self.base.spec).args
 
-    def run(self, number: int, file: Path) -> str:
+    def run(self, number: int) -> str:
         """Proves input `number`; returns what became of it."""
         kind, text = self.text(number)
         try:
-            {"forward": self.forward, "expression": self.expression, "file": self.file}[kind](text, file)
+            {"forward": self.forward, "expression": self.expression, "file": self.file}[kind](text)
         except BuilderError:
             return f"{kind}s refused"
         return f"{kind}s proved"
@@ -124,9 +129,8 @@ class Fuzzer:
                 return kind, "".join(chr(dice.choice((dice.randrange(128), dice.randrange(0x3000)))) for _ in range(20))
         return kind, mutated(dice.choice(seeds), dice, seeds)
 
-    def forward(self, text: str, file: Path) -> None:
+    def forward(self, text: str) -> None:
         """Renders a forward, executes the source, and runs the module on meta."""
-        del file
         loaded = Loaded(self.base.spec.model_copy(update={"forward": text}), self.base.places, "fuzz")
         expansion = expand(loaded.spec)
         source, problems = render(loaded.spec, loaded.name)
@@ -134,18 +138,17 @@ class Fuzzer:
         assert source is not None, "source without problems"
         check_shapes(loaded, expansion, source, construct(loaded, source, expansion.args, on_meta))
 
-    def expression(self, text: str, file: Path) -> None:
+    def expression(self, text: str) -> None:
         """Computes an expression as the loader does."""
-        del file
         try:
             evaluate(f"={text}", self.args)
         except LanguageError as err:
             raise BuilderError("fuzz", [Problem("args", err.what, err.hint)]) from err
 
-    def file(self, text: str, file: Path) -> None:
+    def file(self, text: str) -> None:
         """Proves a whole file."""
-        file.write_text(text, encoding="utf-8", errors="replace")
-        prove(file)
+        self.scratch.write_text(text, encoding="utf-8", errors="replace")
+        prove(self.scratch)
 
 
 def mutated(text: str, dice: random.Random, others: Sequence[str]) -> str:
@@ -188,26 +191,50 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def told(numbers: Sequence[int], counts: Counter[str]) -> Iterator[int]:
+    """The numbers; every few seconds a line to stderr says how far they are, and what became of them."""
+    begin = said = time.perf_counter()
+    for done, number in enumerate(numbers):
+        if (now := time.perf_counter()) - said >= EVERY:
+            said = now
+            ended = {end: sum(n for what, n in counts.items() if what.endswith(end)) for end in ENDS}
+            shown = ", ".join(f"{n:,} {end}" for end, n in ended.items())
+            rate = done / (now - begin)
+            say(f"{done:,} of {len(numbers):,}: {shown}; {rate:.0f} a second")
+        yield number
+
+
+def try_one(fuzzer: Fuzzer, number: int, counts: Counter[str]) -> None:
+    """Proves an input and counts what became of it; one that went wrong is printed."""
+    begin = time.perf_counter()
+    try:
+        counts[fuzzer.run(number)] += 1
+    except Exception:
+        counts["wrong"] += 1
+        print(f"input {number}: {fuzzer.text(number)[1]!r}\n{traceback.format_exc()}")
+    if (seconds := time.perf_counter() - begin) > SLOW:
+        counts["wrong"] += 1
+        print(f"input {number} took {seconds:.1f} s: {fuzzer.text(number)[1]!r}")
+
+
 def main() -> int:
     given = arguments()
     warnings.simplefilter("ignore")  # torch's, about what mutated programs do
-    fuzzer, counts, wrong = Fuzzer(given.seed), Counter[str](), 0
     numbers = range(given.first, given.first + given.inputs) if given.only is None else [given.only]
+    counts, interrupted = Counter[str](), False
     with tempfile.TemporaryDirectory() as folder:
-        for number in track(numbers, "inputs", console=Console(stderr=True), disable=not sys.stderr.isatty()):
-            if given.only is not None:
-                print(fuzzer.text(number)[1])
-            begin = time.perf_counter()
-            try:
-                counts[fuzzer.run(number, Path(folder) / "m.yaml")] += 1
-            except Exception:
-                wrong += 1
-                print(f"input {number}: {fuzzer.text(number)[1]!r}\n{traceback.format_exc()}")
-            if (seconds := time.perf_counter() - begin) > SLOW:
-                wrong += 1
-                print(f"input {number} took {seconds:.1f} s: {fuzzer.text(number)[1]!r}")
+        fuzzer = Fuzzer(given.seed, Path(folder) / "m.yaml")
+        if given.only is not None:
+            print(fuzzer.text(given.only)[1])
+        try:
+            for number in told(numbers, counts):
+                try_one(fuzzer, number, counts)
+        except KeyboardInterrupt:
+            interrupted = True
+            say("interrupted; what became of the inputs until then:")
+    wrong = counts.pop("wrong", 0)
     print(", ".join(f"{count:,} {what}" for what, count in sorted(counts.items())) + f"; {wrong} wrong")
-    return 1 if wrong else 0
+    return INTERRUPTED if interrupted else int(wrong > 0)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,15 @@
 
 `weights.safetensors` holds each tensor once: a tie under its owner, with the other names in the file's metadata.
 `model.py` is the generated source, in which the args that the model was built with are the defaults.
-`parameters.json` is the parameter table. Each file is written beside its place and put there whole. `load_weights`
-reads tensors back and refuses a file that does not fit before it changes a value.
+`parameters.json` is the parameter table. Each file is whole or absent. `load_weights` reads tensors back and refuses a
+file that does not fit before it changes a value.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from builder import whole
 from builder.build import proof_of
 from builder.errors import BuilderError, Problem, did_you_mean, raise_all
 from builder.initialize.files.checkpoints import open_checkpoint
@@ -81,11 +82,12 @@ def save_weights(module: nn.Module, file: str | Path) -> None:
     sharded = is_sharded(module)
     packed = {}
     for name, tensor in tensors.items():
-        whole = tensor.full_tensor() if is_shard(tensor) else tensor
+        gathered = tensor.full_tensor() if is_shard(tensor) else tensor
         if not sharded or is_first_process():
-            packed[name] = _packed(whole)
+            packed[name] = _packed(gathered)
     if packed:
-        write_whole(Path(file), lambda part: save_file(packed, part, metadata))
+        with _refused(Path(file)):
+            whole.write_whole(Path(file), lambda part: save_file(packed, part, metadata))
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -169,26 +171,20 @@ def _packed(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
-    write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside a file's place and puts it there whole, so that whoever reads it sees all of it or the old one.
+    """Writes a text file, whole or not at all.
 
     Raises:
         BuilderError: It cannot be written there.
     """
-    part = file.with_name(f".{file.name}.part")
+    with _refused(file):
+        whole.write_text(file, text)
+
+
+@contextmanager
+def _refused(file: Path) -> Iterator[None]:
+    """A context in which what keeps a file from being written is a `BuilderError`."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(part)
-            with part.open("rb") as written:
-                os.fsync(written.fileno())
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
+        yield
     except (OSError, SafetensorError) as err:
         said = getattr(err, "strerror", None) or str(err)
         raise BuilderError(

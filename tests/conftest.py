@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,13 @@ from omegaconf import OmegaConf
 import builder
 
 ROOT = Path(__file__).parent.parent
+MEETING = """
+import sys
+import torch.distributed as dist
+
+folder, rank = sys.argv[1], int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+"""
 
 
 @pytest.fixture(params=["dict", "DictConfig"])
@@ -44,3 +54,37 @@ def refusal():
 def conf_models():
     """The project's own model files by name."""
     return {file.stem: file for file in sorted((ROOT / "conf" / "model").glob("*.yaml"))}
+
+
+@pytest.fixture
+def two_processes(tmp_path):
+    """Runs a text of Python in two processes that have met, as `rank` 0 and 1 in `folder`; both must end well."""
+
+    def run(text, *arguments):
+        environment = {
+            **os.environ,
+            "GLOO_SOCKET_IFNAME": "lo",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(sys.path),  # so that they find what stands beside the test
+        }
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-c", MEETING + text, str(tmp_path), str(rank), *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env={**environment, "LOCAL_RANK": str(rank)},  # which Lightning reads
+            )
+            for rank in range(2)
+        ]
+        try:
+            for rank in ranks:
+                said, _ = rank.communicate(timeout=120)
+                assert rank.returncode == 0, said
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.stdout.close()
+                rank.wait()
+
+    return run

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from builder.errors import BuilderError, Problem
 from builder.report.page import REPORT, run_page
 from builder.report.read import is_run
 from builder.report.sweep import sweep_page
+from builder.whole import write_text
 
 
 def write_report(directory: str | Path, file: str | Path | None = None) -> Path:
@@ -31,8 +31,5 @@ def write_report(directory: str | Path, file: str | Path | None = None) -> Path:
         )
     target = root / REPORT if file is None else Path(file)
     text = run_page(root) if is_run(root) else sweep_page(root)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, target)
+    write_text(target, text)
     return target

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from builder.errors import BuilderError, Problem, did_you_mean
 from builder.stats.store import read_outputs, read_stats
 from builder.stats.verdicts import verdicts
+from builder.whole import write_text
 
 ACTIONS = ("stop", "warn", "ignore")
 VERDICTS = "verdicts.json"
@@ -116,8 +117,7 @@ class VerdictsFile(pl.Callback):
         found = judged(self._directory)
         if found is None:
             return
-        file = self._directory / VERDICTS
-        file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_text(self._directory / VERDICTS, json.dumps(found, indent=2) + "\n")
         for verdict in found:
             print(f"{verdict['severity']}: {verdict['text']}", flush=True)
 

@@ -1,23 +1,23 @@
 """The columnar store of statistics: two folders of parquet files, each file whole or absent.
 
 `stats/parameters` has a row for each logged step and parameter, `stats/outputs` one for each step and layer. Files are
-numbered, and the files of one flush bear one number. Each is written beside its final name, synced, and moved there by
-one atomic rename, so a run killed at any moment leaves only whole files. A run that resumes continues the numbering and
-takes nothing away. There is one writer to a run.
+numbered, and the files of one flush bear one number. A run killed at any moment leaves only whole files, and perhaps a
+part that the next to open the store takes away. A run that resumes continues the numbering and takes no rows away.
+There is one writer to a run.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import polars
 
 from builder.errors import BuilderError, Problem
 from builder.stats.columns import COUNTS, HISTOGRAM, MEASURES, OUTPUT_MEASURES, Columns
+from builder.whole import clear_parts, write_text, write_whole
 
 FOLDER = "stats"
 PARAMETERS, OUTPUTS = "parameters", "outputs"
@@ -39,8 +39,6 @@ OUTPUT_SCHEMA: dict[str, polars.DataType] = {
 }
 _SCHEMAS = {PARAMETERS: SCHEMA, OUTPUTS: OUTPUT_SCHEMA}
 
-_UNFINISHED = "unfinished.tmp"  # one fixed name, so that what a kill leaves behind is overwritten by the next flush
-
 
 class Store:
     """Gathers logged steps and writes them as one file a flush and folder.
@@ -52,8 +50,9 @@ class Store:
 
     def __init__(self, run_dir: Path, flush_every: int) -> None:
         self._folders = {kind: run_dir / FOLDER / kind for kind in _SCHEMAS}
-        for folder in self._folders.values():
+        for folder in (run_dir / FOLDER, *self._folders.values()):
             folder.mkdir(parents=True, exist_ok=True)
+            clear_parts(folder)
         self._flush_every = flush_every
         self._waiting: dict[str, list[polars.DataFrame]] = {kind: [] for kind in _SCHEMAS}
         numbers = [int(file.stem) for folder in self._folders.values() for file in _files(folder)]
@@ -71,14 +70,13 @@ class Store:
         """Writes what waits; on return it is on the disk. Writes no file where nothing waits."""
         waiting = {kind: polars.concat(frames) for kind, frames in self._waiting.items() if frames}
         for kind, rows in waiting.items():
-            _write_whole(self._folders[kind] / f"{self._next:06d}.parquet", rows.write_parquet)
+            write_whole(self._folders[kind] / f"{self._next:06d}.parquet", rows.write_parquet)
             self._waiting[kind] = []
         self._next += bool(waiting)
 
     def write_cost(self, cost: Mapping[str, Any]) -> None:
         """Writes what watching has cost so far to `stats/cost.json`."""
-        text = json.dumps(cost, indent=2) + "\n"
-        _write_whole(self._folders[PARAMETERS].parent / COST, lambda stream: stream.write(text.encode()))
+        write_text(self._folders[PARAMETERS].parent / COST, json.dumps(cost, indent=2) + "\n")
 
 
 def read_stats(run_dir: str | Path) -> polars.DataFrame:
@@ -117,17 +115,3 @@ def _empty(schema: Mapping[str, polars.DataType]) -> polars.DataFrame:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet"), key=lambda file: int(file.stem))
-
-
-def _write_whole(file: Path, write: Callable[[BinaryIO], object]) -> None:
-    unfinished = file.with_name(_UNFINISHED)
-    with unfinished.open("wb") as stream:
-        write(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(unfinished, file)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)

@@ -14,7 +14,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from builder.errors import BuilderError, Problem, did_you_mean
+from builder.whole import write_text
 
 RESULT_FILE = "result.json"
 HYDRA_OVERRIDES = Path(".hydra", "overrides.yaml")  # Hydra writes it before a job begins
@@ -300,16 +300,11 @@ def _run_rows(runs: Sequence[Run]) -> Iterator[dict[str, object]]:
 
 
 def _write_table(file: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Writes rows under the union of their columns, in a temporary file of the same folder first."""
+    """Writes rows under the union of their columns."""
     listed = list(rows)
     columns = list(dict.fromkeys(key for row in listed for key in row))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(listed)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    with unfinished.open("w", encoding="utf-8", newline="") as stream:
-        stream.write(text.getvalue())
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(unfinished, file)
+    write_text(file, text.getvalue())

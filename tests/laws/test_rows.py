@@ -1,8 +1,5 @@
 """Law L2 for parts: rows of a parameter, and shards on two processes, have the bits that they have in the whole."""
 
-import os
-import subprocess
-import sys
 from unittest import mock
 
 import pytest
@@ -34,17 +31,7 @@ MODEL = {
 }
 
 
-class Gate(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.empty(3))
-        self.reset_parameters()
-
-    def reset_parameters(self):
-        torch.nn.init.normal_(self.scale)
-
-
-OWN = {"inputs": {"x": {}}, "layers": {"gate": {"kind": f"{__name__}.Gate"}}, "forward": "x"}
+OWN = {"inputs": {"x": {}}, "layers": {"gate": {"kind": "gate.Gate"}}, "forward": "x"}
 DRAWN = ["fc.weight", "fc.bias", "emb.weight", "w", "twin", "gain", "narrow", "head.weight"]
 
 
@@ -155,11 +142,11 @@ def test_module_that_builder_did_not_build_is_refused(call, refusal):
 
 
 def test_values_of_a_classs_own_method_are_refused(refusal):
-    problem = refusal(initial_values, builder.build(OWN, allow=[__name__]), "gate.scale")
+    problem = refusal(initial_values, builder.build(OWN, allow=["gate"]), "gate.scale")
     assert problem.address == "gate.scale"
     assert problem.what == "gets its initial values from Gate's own reset_parameters"
     assert "give it an init rule" in problem.hint
-    ruled = builder.build({**OWN, "init": {"r": {"match": "gate.scale", "policy": "normal"}}}, allow=[__name__])
+    ruled = builder.build({**OWN, "init": {"r": {"match": "gate.scale", "policy": "normal"}}}, allow=["gate"])
     assert torch.equal(initial_values(ruled, "gate.scale"), ruled.gate.scale)
 
 
@@ -173,7 +160,7 @@ def test_module_from_meta_takes_no_memory_until_it_is_initialised():
 
 
 def test_module_from_meta_gets_what_only_a_classs_own_method_fills():
-    proof = prove(OWN, allow=[__name__])
+    proof = prove(OWN, allow=["gate"])
     before = torch.get_rng_state()
     later = initialise(materialise(proof, seed=3, device="meta"))
     assert torch.equal(later.gate.scale, materialise(proof, seed=3).gate.scale)
@@ -233,17 +220,13 @@ def test_shard_that_cannot_be_filled_is_refused_with_all_others():
 # ---- two processes -------------------------------------------------------------------------------------------------
 
 WORKER = """
-import sys, types
 import torch
-import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 import builder
 from builder import initialise
 
-folder, rank = sys.argv[1], int(sys.argv[2])
-dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
 mesh = init_device_mesh("cpu", (2,))
 drawn = {"kind": "Parameter", "axes": ["in", "out"]}
 data = {
@@ -321,21 +304,8 @@ for how in ("sharded on meta", "sharded, then emptied", "columns", "rows of colu
         assert all(torch.equal(after[f"fc.{local}"], before[f"fc.{local}"]) for local in ("weight", "bias")), how
         assert not torch.equal(after["emb.weight"], before["emb.weight"]), how
 
-class Gate(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.empty(4))
-        self.reset_parameters()
-
-    def reset_parameters(self):
-        torch.nn.init.normal_(self.scale)
-
-
-Gate.__module__ = "own"
-sys.modules["own"] = types.ModuleType("own")
-sys.modules["own"].Gate = Gate
-data = {"inputs": {"x": {}}, "layers": {"gate": {"kind": "own.Gate"}}, "forward": "x"}
-module = builder.build(data, allow=["own"], device="meta")
+data = {"inputs": {"x": {}}, "layers": {"gate": {"kind": "gate.Gate"}}, "forward": "x"}
+module = builder.build(data, allow=["gate"], device="meta")
 fully_shard(module, mesh=mesh)
 try:
     initialise(module)
@@ -348,22 +318,6 @@ dist.destroy_process_group()
 """
 
 
-def test_shards_on_two_processes_are_the_parts_of_a_whole_build(tmp_path):
+def test_shards_on_two_processes_are_the_parts_of_a_whole_build(two_processes):
     """`fully_shard` on meta, with and without `to_empty`, and shards that cut through rows."""
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", WORKER, str(tmp_path), str(rank)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        for rank in ranks:
-            said, _ = rank.communicate(timeout=120)
-            assert rank.returncode == 0, said
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.stdout.close()
-            rank.wait()
+    two_processes(WORKER)

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import multiprocessing
-import os
 import pickle
 import subprocess
 import sys
@@ -243,13 +242,11 @@ def test_compiled_model_keeps_its_tie_and_moves_it_as_one(backend):
 
 
 SHARDED = """
-import json, os, sys, torch, torch.distributed as dist
+import json, os, torch
 from torch.distributed.fsdp import fully_shard
 import builder
 from builder.export import load_weights
 from builder.verify import verify
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
 data = json.load(open(f"{folder}/model.json"))
 ids = torch.arange(8)
 model, plain = builder.build(data), builder.build(data)
@@ -290,24 +287,9 @@ dist.destroy_process_group()
 """
 
 
-def test_fully_sharded_model_keeps_its_tie_on_two_processes(tmp_path):
+def test_fully_sharded_model_keeps_its_tie_on_two_processes(tmp_path, two_processes):
     (tmp_path / "model.json").write_text(json.dumps(TIED))
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", SHARDED, str(rank), str(tmp_path)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        for process in ranks:
-            _, err = process.communicate(timeout=120)
-            assert process.returncode == 0, err
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
+    two_processes(SHARDED)
 
 
 # ---- ties: what is refused and what is reported --------------------------------------------------------------------

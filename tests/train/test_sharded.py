@@ -1,15 +1,9 @@
 """The weights of a run whose model is sharded over processes are gathered into one file."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 from safetensors.torch import load_file
 
 WORKER = """
-import sys
 from pathlib import Path
 import pytorch_lightning as pl
 import torch
@@ -20,7 +14,7 @@ from builder.lit_module import LitModule
 from builder.progress import BestCheckpoint, LastCheckpoint
 from builder.run import _write_weights
 
-folder, distributed = Path(sys.argv[1]), sys.argv[2] == "parts"
+folder, distributed = Path(folder), sys.argv[3] == "parts"
 config = {
     "model": {
         "inputs": {"x": {"shape": ["batch", 4]}},
@@ -70,39 +64,14 @@ if trainer.global_rank == 0:
     whole = builder.build(config["model"])
     builder.load_weights(whole, folder)
     assert torch.allclose(whole(data.tensors[0]), expected, rtol=0, atol=1e-6)
+dist.destroy_process_group()
 """
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpoints", ["parts", "whole"])
-def test_sharded_weights_are_gathered_into_one_file(tmp_path, checkpoints):
-    (tmp_path / "worker.py").write_text(WORKER)
-    environment = {
-        **os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0",
-    }  # fmt: skip
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(tmp_path / "worker.py"), str(tmp_path), checkpoints],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**environment, "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        for rank in ranks:
-            said, _ = rank.communicate(timeout=120)
-            assert rank.returncode == 0, said
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.stdout.close()
-            rank.wait()
+def test_sharded_weights_are_gathered_into_one_file(tmp_path, two_processes, checkpoints):
+    two_processes(WORKER, checkpoints)
     weights = load_file(tmp_path / "weights.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == {
         "fc.weight": (9, 4), "fc.bias": (9,), "head.weight": (3, 9), "head.bias": (3,), "twin.bias": (3,),

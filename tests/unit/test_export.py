@@ -123,7 +123,7 @@ def test_file_is_on_the_disk_before_it_has_its_name(model, tmp_path, monkeypatch
     monkeypatch.setattr(os, "fsync", lambda file: (done.append("fsync"), fsync(file))[1])
     monkeypatch.setattr(os, "replace", lambda part, file: (done.append(Path(part).parent), replace(part, file))[1])
     save_weights(model, tmp_path / "w.safetensors")
-    assert done == ["fsync", tmp_path]
+    assert done == ["fsync", tmp_path, "fsync"], "the file, its name, the folder"
 
 
 def parted(model):

@@ -271,6 +271,19 @@ def test_command_writes_the_report_and_prints_where(run, capsys, tmp_path):
     assert not list(run.glob(".report*")), "no unfinished file is left"
 
 
+def test_report_that_cannot_be_put_in_its_place_leaves_the_old_one(run, tmp_path, monkeypatch):
+    def fail(part, file):
+        raise OSError("disk full")
+
+    (tmp_path / "r.html").write_text("old")
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(run, tmp_path / "r.html")
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "r.html").read_text() == "old"
+
+
 def test_directory_that_is_none_is_refused(capsys, tmp_path):
     assert main(["report", str(tmp_path / "nowhere")]) == 2
     assert "nowhere: is not a directory\n      name the directory of a run or of a sweep" in capsys.readouterr().err

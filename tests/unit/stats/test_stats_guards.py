@@ -120,6 +120,20 @@ def test_verdicts_are_written_and_said_however_the_fit_ends(tmp_path, fails, cap
 
 
 @pytest.mark.filterwarnings("ignore:.*")
+def test_verdicts_that_cannot_be_put_in_their_place_leave_the_old_ones(tmp_path, monkeypatch):
+    def fail(part, file):
+        raise OSError("disk full")
+
+    (tmp_path / "verdicts.json").write_text("[]\n")
+    fit(Net(), ParameterStatistics(every_n_steps=1, directory=tmp_path, max_overhead=None))
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        fit(Net(), VerdictsFile(tmp_path))
+    assert (tmp_path / "verdicts.json").read_text() == "[]\n"
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.filterwarnings("ignore:.*")
 def test_run_without_a_logged_step_is_not_judged(tmp_path):
     fit(Net(), ParameterStatistics(every_n_steps=50, directory=tmp_path), VerdictsFile(tmp_path))
     assert not (tmp_path / "verdicts.json").exists()

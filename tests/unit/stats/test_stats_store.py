@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import signal
 import subprocess
@@ -105,13 +106,25 @@ def test_a_write_that_fails_leaves_no_file_and_keeps_the_rows(tmp_path, monkeypa
     store = Store(tmp_path, flush_every=2)
     store.append(columns(1))
     with monkeypatch.context() as patch:
-        patch.setattr(module_under_test.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             store.flush()
     assert read_stats(tmp_path).is_empty()
     store.flush()
     assert files(tmp_path) == ["000000.parquet"]
     assert read_stats(tmp_path)["step"].to_list() == [1, 1]
+
+
+def test_opening_takes_away_the_parts_that_a_kill_left_and_nothing_else(tmp_path):
+    store = Store(tmp_path, flush_every=1)
+    store.append(columns(1), outputs(1))
+    store.write_cost({"seconds": 0.5})
+    whole = sorted(tmp_path.rglob("*"))
+    for part in (".cost.json.123.part", "parameters/.000001.parquet.123.part", "outputs/.000001.parquet.123.part"):
+        (tmp_path / "stats" / part).write_bytes(b"half")
+    assert len(list(tmp_path.rglob("*.part"))) == 3
+    Store(tmp_path, flush_every=1)
+    assert sorted(tmp_path.rglob("*")) == whole
 
 
 def test_a_file_of_an_older_version_reads_with_nulls(tmp_path):
@@ -193,9 +206,8 @@ KILL_AT = """
 import os, signal, polars
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
-def half(self, stream):
-    stream.write(b"PAR1 and no more")
-    stream.flush()
+def half(self, file):
+    file.write_bytes(b"PAR1 and no more")
     die()
 """
 

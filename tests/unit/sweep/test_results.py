@@ -184,6 +184,20 @@ def test_csv_holds_one_row_a_group_and_one_row_a_run(sweep):
     assert not [file for file in sweep.iterdir() if file.name.startswith(".")]
 
 
+def test_csv_that_cannot_be_put_in_its_place_leaves_the_old_one(sweep, monkeypatch):
+    def fail(part, file):
+        raise OSError("disk full")
+
+    (sweep / "results.csv").write_text("old")
+    before = sorted(sweep.iterdir())
+    monkeypatch.setattr("os.replace", fail)
+    runs = read_runs(sweep)
+    with pytest.raises(OSError, match="disk full"):
+        write_csv(sweep, runs, summarise(runs, METRIC, "max"))
+    assert sorted(sweep.iterdir()) == before
+    assert (sweep / "results.csv").read_text() == "old"
+
+
 def test_table_needs_no_torch():
     check = "import sys, builder.sweep.callback; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -1,0 +1,15 @@
+"""A layer class of the caller's own, whose default only its own method knows."""
+
+import torch
+
+
+class Gate(torch.nn.Module):
+    """Three values that `reset_parameters` draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.empty(3))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        torch.nn.init.normal_(self.scale)
