@@ -1,25 +1,21 @@
 """Many parameters, or parts of them, filled at once by all cores.
 
-The work is a list of (parameter, chunk); threads take from it until it is empty, and torch lets go of the interpreter
-lock while it draws. Values go straight into their place: there is no second copy, whatever the size. Any range of a
-parameter gets the bits that it has in the whole, by drawing the chunks that cover it. Each thread computes with one
-thread of torch: otherwise the last bits of a QR, or of a vectorised loop's tail, would depend on how many there are.
+The work is a list of (parameter, chunk), for all threads (`builder.parallel`). Values go straight into their place:
+there is no second copy, whatever the size. Any range of a parameter gets the bits that it has in the whole, by drawing
+the chunks that cover it.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from builder.initialize.draws import Fill
 from builder.initialize.streams import CHUNK, Stream
+from builder.parallel import cores, run_all
 
 MOST_WHOLE = 8  # whole fills at a time: a QR takes the memory of three or four of its matrix
 Task = Callable[[Stream], object]
@@ -76,26 +72,9 @@ def fill_pieces(pieces: Sequence[Piece], seed: int) -> None:
     threads = cores() if sum(piece.out.numel() for piece in chunked) > CHUNK else 1  # starting them takes time as well
     tasks = [task for piece in chunked for task in _chunk_tasks(piece, seed)]
     tasks.sort(key=lambda task: task.part.numel(), reverse=True)  # so that threads end together
-    with one_thread_each(), torch.no_grad():
-        _run(tasks, threads)
-        _run([_whole_task(piece, seed) for piece in whole if piece.fill.beside], min(cores(), MOST_WHOLE))
-        _run([_whole_task(piece, seed) for piece in whole if not piece.fill.beside], 1)
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """A context in which torch computes with one thread, here and in threads that are started inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    run_all(tasks, threads, Stream)
+    run_all([_whole_task(piece, seed) for piece in whole if piece.fill.beside], min(cores(), MOST_WHOLE), Stream)
+    run_all([_whole_task(piece, seed) for piece in whole if not piece.fill.beside], 1, Stream)
 
 
 def _chunk_tasks(piece: Piece, seed: int) -> Iterator[_ChunkTask]:
@@ -140,35 +119,3 @@ def _whole_task(piece: Piece, seed: int) -> Task:
         piece.out.view(-1).copy_(whole.view(-1)[piece.start : piece.start + piece.out.numel()])
 
     return run
-
-
-def _run(tasks: Sequence[Task], threads: int) -> None:
-    """Runs tasks in any order; the first that fails ends all."""
-    left = deque(tasks)
-
-    def take() -> Task | None:
-        try:
-            return left.popleft()
-        except IndexError:
-            return None
-
-    def work() -> None:
-        stream = Stream()
-        try:
-            with torch.no_grad():
-                for task in iter(take, None):
-                    task(stream)
-        except BaseException:
-            left.clear()
-            raise
-
-    threads = min(threads, len(left))
-    if threads <= 1:
-        work()
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for done in [pool.submit(work) for _ in range(threads)]:
-                done.result()
-        finally:  # where the caller interrupts, threads end with the task that they are at
-            left.clear()

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from builder.errors import BuilderError
 from builder.initialize.fill import initial_values
-from builder.stats.measure import START, joined, start_sums
+from builder.stats.measure import joined, start_sums
 from builder.stats.parts import first_row, own_part
+from builder.stats.passes import START
 
 Rows = tuple[int, int] | None
 """The first row and the row after the last; None for a single number."""

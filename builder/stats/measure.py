@@ -5,11 +5,9 @@ tensor, with columns that can be joined, so that the parts of a tensor may lie i
 (`joined`). What people look at follows from the sums alone (`weight_measures`, ...). With `stacked`, the first axis of
 every tensor counts members, and each member has its own row.
 
-Nothing here waits for a device. There, and for small tensors, values are read in float64, around their chunk's own
-mean. On the CPU, where asking costs nothing, large tensors are read in their own float32, which is some six times as
-fast: rms, norm and std to a relative 1e-5, at the worst (all values of one size) 2e-4, and the mean to 1e-6 of the
-rms. A chunk whose sums say that float32 lost digits (a mean beside which the spread is small, squares beyond the
-range), or that holds non-finite values, is read again in float64.
+Nothing here waits for a device. There values are read in float64, around their chunk's own mean. On the CPU
+(`builder.stats.passes`) large tensors are read in float32 where it keeps its digits: rms, norms, std and distance to a
+relative 1e-5, at the worst (all values of one size) 2e-4, the mean to 1e-6 of the rms, the cosine to 1e-5.
 
 All spreads are population values, divided by n. Non-finite values are counted and never dropped: one NaN makes the mean
 NaN. A tensor without values measures 0 throughout.
@@ -17,35 +15,25 @@ NaN. A tensor without values measures 0 throughout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
-from math import gcd, isfinite, isnan, nan
+from collections.abc import Callable, Sequence
+from itertools import islice
+from math import gcd
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from builder.stats import passes
 from builder.stats.columns import BINS, LOWEST, POWERS
+from builder.stats.passes import CHANGE, START
 
 WEIGHT = ("count", "total", "around", "squares", "low", "high", "zeros", "nonfinite")
 GRADIENT = ("count", "squares", "low", "high", "nonfinite")
-CHANGE = ("count", "squares")
-START = ("count", "moved", "along", "squares", "started")
 OUTPUT = ("count", "total", "around", "squares", "nonfinite")
 COUNTED = (*(f"bin {number}" for number in range(BINS)), "sampled")
 
-Array = NDArray[np.float64]
-Rows = list[list[float]]
-"""Sums on the host."""
-
 SAMPLE = 2**13  # values of a tensor that its histogram looks at, at the most and roughly
-_QUICK = 2**14  # from here on float32 pays
-_QUICK_CHUNK = 2**20  # fewer calls, and still within the last cache
-_QUICK_SQUARES = 2**19  # of more values a float32 sum of squares drifts
-_CPU_CHUNK = 2**13  # stays in a core's cache, and is too little for torch or BLAS to wake another thread
+_CPU_CHUNK = 2**13  # stays in a core's cache
 _DEVICE_CHUNK = 2**22  # fewer kernels, and 32 MB of scratch memory
-_TINY = 1e-30  # a mean square that float32 holds with all digits, and those of values 100 times smaller
 _IDENTITY = {"low": float("inf"), "high": float("-inf")}
 
 
@@ -54,40 +42,32 @@ _IDENTITY = {"low": float("inf"), "high": float("-inf")}
 
 def weight_sums(tensors: Sequence[Tensor], *, stacked: bool = False) -> Tensor:
     """Sums of all that is measured of weights: a row for each tensor (and member), columns `WEIGHT`."""
-    return _table([_sums(tensor, WEIGHT, stacked) for tensor in tensors], WEIGHT)
+    return _sums([(tensor,) for tensor in tensors], passes.values, WEIGHT, stacked)
 
 
 def gradient_sums(tensors: Sequence[Tensor], *, stacked: bool = False) -> Tensor:
     """Sums of all that is measured of gradients: a row for each tensor (and member), columns `GRADIENT`."""
-    return _table([_sums(tensor, GRADIENT, stacked) for tensor in tensors], GRADIENT)
+    return _sums([(tensor,) for tensor in tensors], passes.values, GRADIENT, stacked)
 
 
 def square_sums(tensors: Sequence[Tensor], *, stacked: bool = False) -> Tensor:
     """Counts and sums of squares: a row for each tensor (and member), columns `CHANGE`."""
-    return _table([_sums(tensor, CHANGE, stacked) for tensor in tensors], CHANGE)
+    return _sums([(tensor,) for tensor in tensors], passes.values, CHANGE, stacked)
 
 
 def change_sums(after: Sequence[Tensor], before: Sequence[Tensor], *, stacked: bool = False) -> Tensor:
     """Counts and sums of squares of `after - before`: a row for each pair (and member), columns `CHANGE`."""
-    return _table([_changes(*pair, stacked) for pair in zip(after, before, strict=True)], CHANGE)
+    return _sums([*zip(after, before, strict=True)], passes.changes, CHANGE, stacked)
 
 
 def start_sums(now: Tensor, start: Tensor, *, stacked: bool = False) -> Tensor:
     """Products of a tensor with its initial value, and of their difference: (members or 1, columns `START`)."""
-    new, old = (_members(tensor, stacked) for tensor in (now, start))
-    if not new.numel():
-        return _nothing(new, START).expand(len(new), -1)
-    if _is_read_alone(new):
-        pairs = zip(new.unbind(), old.unbind(), strict=True)
-        return torch.tensor([_exact_products(*pair) for pair in pairs], dtype=torch.float64)
-    width = _chunk(new)
-    parts = [_products(a, b) for a, b in zip(torch.split(new, width, 1), torch.split(old, width, 1), strict=True)]
-    return joined(torch.stack(parts), START)
+    return _sums([(now, start)], passes.products, START, stacked)
 
 
 def output_sums(tensor: Tensor) -> Tensor:
     """Sums of all that is measured of a layer's output: (1, columns `OUTPUT`)."""
-    return _table([_sums(tensor, OUTPUT, False)], OUTPUT)
+    return _sums([(tensor,)], passes.values, OUTPUT, False)
 
 
 def histogram_counts(tensors: Sequence[Tensor], *, stacked: bool = False) -> Tensor:
@@ -108,12 +88,22 @@ def histogram_counts(tensors: Sequence[Tensor], *, stacked: bool = False) -> Ten
     return torch.cat([table[:, :BINS], table.sum(1, keepdim=True)], dim=1)
 
 
-def _table(parts: Sequence[Tensor | Rows], columns: tuple[str, ...]) -> Tensor:
-    """Rows of all tensors one below the other; those that are on the host already become a tensor at once."""
-    if all(isinstance(part, list) for part in parts):
-        rows = [row for part in parts for row in part]
-        return torch.tensor(rows, dtype=torch.float64) if rows else torch.zeros(0, len(columns))
-    return torch.cat([torch.tensor(part, dtype=torch.float64) if isinstance(part, list) else part for part in parts])
+def _sums(groups: Sequence[tuple[Tensor, ...]], read: passes.Read, columns: tuple[str, ...], stacked: bool) -> Tensor:
+    """Rows of all groups of tensors that are read together, one below the other."""
+    read_alone: dict[int, list[passes.Chunk]] = {}
+    found: dict[int, Tensor] = {}
+    for number, group in enumerate(groups):
+        values = [_members(tensor, stacked) for tensor in group]
+        if not values[0].numel():
+            found[number] = _nothing(values[0], columns).expand(len(values[0]), -1)
+        elif _is_read_alone(values[0]):
+            read_alone[number] = [*zip(*(tensor.unbind() for tensor in values), strict=True)]
+        else:
+            found[number] = _by_torch(values, read, columns)
+    rows = iter(passes.rows_of([member for members in read_alone.values() for member in members], read, columns))
+    for number, members in read_alone.items():
+        found[number] = torch.tensor([*islice(rows, len(members))], dtype=torch.float64)
+    return torch.cat([found[number] for number in range(len(groups))]) if groups else torch.zeros(0, len(columns))
 
 
 def _members(tensor: Tensor, stacked: bool) -> Tensor:
@@ -122,27 +112,9 @@ def _members(tensor: Tensor, stacked: bool) -> Tensor:
     return tensor.detach().reshape(members, tensor.numel() // max(members, 1))
 
 
-def _sums(tensor: Tensor, columns: tuple[str, ...], stacked: bool) -> Tensor | Rows:
-    values = _members(tensor, stacked)
-    if not values.numel():
-        return _nothing(values, columns).expand(len(values), -1)
-    if _is_read_alone(values):
-        read = _quick_rows if _is_quick(values) else _exact_rows
-        return [_joined_rows(read(member, columns), columns) for member in values.unbind()]
-    return joined(torch.stack([_exact(part, columns) for part in torch.split(values, _chunk(values), dim=1)]), columns)
-
-
-def _changes(after: Tensor, before: Tensor, stacked: bool) -> Tensor | Rows:
-    new, old = (_members(tensor, stacked) for tensor in (after, before))
-    if not new.numel():
-        return _nothing(new, CHANGE).expand(len(new), -1)
-    if _is_read_alone(new):
-        read = _quick_changes if _is_quick(new) else _exact_changes
-        pairs = zip(new.unbind(), old.unbind(), strict=True)
-        return [_joined_rows(read(*pair), CHANGE) for pair in pairs]
-    width = _chunk(new)
-    parts = zip(torch.split(new, width, 1), torch.split(old, width, 1), strict=True)
-    return joined(torch.stack([_exact(a.to(wide_type(a)) - b.to(wide_type(b)), CHANGE) for a, b in parts]), CHANGE)
+def _is_read_alone(values: Tensor) -> bool:
+    """Whether members are read one by one, which many small ones are not."""
+    return values.device.type == "cpu" and (len(values) == 1 or values.shape[1] >= passes.LARGE)
 
 
 def _nothing(like: Tensor, columns: tuple[str, ...]) -> Tensor:
@@ -150,19 +122,33 @@ def _nothing(like: Tensor, columns: tuple[str, ...]) -> Tensor:
     return torch.stack([torch.full((1,), value, dtype=wide_type(like), device=like.device) for value in row], dim=1)
 
 
-def _chunk(values: Tensor) -> int:
-    size = _CPU_CHUNK if values.device.type == "cpu" else _DEVICE_CHUNK
-    return max(1, size // len(values))
-
-
 def wide_type(tensor: Tensor) -> torch.dtype:
     """The type in which a tensor is summed."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64  # mps has no more
 
 
-# ---- a chunk in float64 --------------------------------------------------------------------------------------------
+# ---- members side by side, in float64 ------------------------------------------------------------------------------
 
-_EXACT: dict[str, Callable[[Tensor], Tensor]] = {
+
+def _by_torch(values: Sequence[Tensor], read: passes.Read, columns: tuple[str, ...]) -> Tensor:
+    """Sums of tensors of shape (members, values of each), without waiting for a device: (members, columns)."""
+    size = _CPU_CHUNK if values[0].device.type == "cpu" else _DEVICE_CHUNK
+    width = max(1, size // len(values[0]))
+    chunks = zip(*(torch.split(tensor, width, 1) for tensor in values), strict=True)
+    wide = ([part.to(wide_type(part)) for part in chunk] for chunk in chunks)
+    return joined(torch.stack([_BY_TORCH[read](columns, *chunk) for chunk in wide]), columns)
+
+
+def _of_values(columns: tuple[str, ...], x: Tensor) -> Tensor:
+    return torch.stack([_COLUMN[column](x) for column in columns], dim=1)
+
+
+def _of_products(columns: tuple[str, ...], new: Tensor, old: Tensor) -> Tensor:
+    parts = [(new - old).square().sum(1), (new * old).sum(1), new.square().sum(1), old.square().sum(1)]
+    return torch.stack([torch.full_like(parts[0], new.shape[1]), *parts], dim=1)
+
+
+_COLUMN: dict[str, Callable[[Tensor], Tensor]] = {
     "count": lambda x: torch.full_like(x[:, 0], x.shape[1]),
     "total": lambda x: x.sum(1),
     "around": lambda x: (x - x.mean(1, keepdim=True)).square_().sum(1),
@@ -172,144 +158,11 @@ _EXACT: dict[str, Callable[[Tensor], Tensor]] = {
     "zeros": lambda x: (x == 0).sum(1).to(x.dtype),
     "nonfinite": lambda x: torch.count_nonzero(x - x, dim=1).to(x.dtype),  # x - x is 0 if x is finite, else NaN
 }
-
-
-def _exact(chunk: Tensor, columns: Iterable[str]) -> Tensor:
-    """Sums of a chunk of each member, of shape (members, columns)."""
-    wide = chunk.to(wide_type(chunk))
-    return torch.stack([_EXACT[column](wide) for column in columns], dim=1)
-
-
-def _products(new: Tensor, old: Tensor) -> Tensor:
-    a, b = new.to(wide_type(new)), old.to(wide_type(new))
-    parts = [(a - b).square().sum(1), (a * b).sum(1), a.square().sum(1), b.square().sum(1)]
-    return torch.stack([torch.full_like(parts[0], a.shape[1]), *parts], dim=1)
-
-
-# ---- on the CPU, where a value may be asked for --------------------------------------------------------------------
-
-
-def _is_read_alone(values: Tensor) -> bool:
-    """Whether members are read one by one, which many small ones are not."""
-    return values.device.type == "cpu" and (len(values) == 1 or values.shape[1] >= _QUICK)
-
-
-def _is_quick(values: Tensor) -> bool:
-    return values.shape[1] >= _QUICK and values.dtype in (torch.float32, torch.bfloat16, torch.float16)
-
-
-def _joined_rows(rows: Rows, columns: tuple[str, ...]) -> list[float]:
-    """`joined` for rows on the host: a few additions, for which calls to torch take longer than all passes."""
-    if len(rows) == 1:
-        return rows[0]
-    of = dict(zip(columns, zip(*rows, strict=True), strict=True))
-    found = {column: sum(values) for column, values in of.items()}
-    if "around" in of:
-        mean = found["total"] / found["count"]
-        apart = [total / n - mean for n, total in zip(of["count"], of["total"], strict=True)]
-        found["around"] += sum(n * a * a for n, a in zip(of["count"], apart, strict=True))
-    if "low" in of:
-        found["low"], found["high"] = min(of["low"]), max(of["high"])
-        if any(map(isnan, of["low"])):  # which Python's min may pass over
-            found["low"] = found["high"] = nan
-    return [found[column] for column in columns]
-
-
-def _exact_rows(values: Tensor, columns: tuple[str, ...]) -> Rows:
-    """Sums of a flat tensor in float64, a row for each chunk; numpy's calls take a tenth of torch's time."""
-    with np.errstate(all="ignore"):
-        return [_exact_sums(chunk, columns) for chunk in _wide_chunks(values)]
-
-
-def _exact_sums(x: Array, columns: tuple[str, ...]) -> list[float]:
-    found = {"count": float(len(x)), "squares": float(x @ x)}
-    if "low" in columns:
-        found["low"], found["high"] = float(x.min()), float(x.max())
-    if "total" in columns:
-        found["total"] = float(x.sum())
-        centred = x - found["total"] / len(x)
-        found["around"] = float(centred @ centred)
-    if "zeros" in columns:
-        found["zeros"] = float(len(x) - np.count_nonzero(x))
-    if "nonfinite" in columns:
-        found["nonfinite"] = 0.0 if isfinite(found["squares"]) else float(len(x) - np.isfinite(x).sum())
-    return [found[column] for column in columns]
-
-
-def _exact_changes(after: Tensor, before: Tensor) -> Rows:
-    pairs = zip(_wide_chunks(after), _wide_chunks(before), strict=True)
-    with np.errstate(all="ignore"):
-        return [_exact_sums(new - old, CHANGE) for new, old in pairs]
-
-
-def _exact_products(new: Tensor, old: Tensor) -> list[float]:
-    rows = []
-    with np.errstate(all="ignore"):
-        for a, b in zip(_wide_chunks(new), _wide_chunks(old), strict=True):
-            moved = a - b
-            rows.append([float(len(a)), float(moved @ moved), float(a @ b), float(a @ a), float(b @ b)])
-    return _joined_rows(rows, START)
-
-
-def _quick_rows(values: Tensor, columns: tuple[str, ...]) -> Rows:
-    """Sums of a flat tensor, a row for each chunk, in float32 where it keeps its digits."""
-    rows: Rows = []
-    for chunk in torch.split(values, _QUICK_CHUNK):
-        sums = _quick_sums(chunk.float(), columns)
-        row = [sums[column] for column in columns]
-        rows += _exact_rows(chunk, columns) if _has_lost_digits(sums) else [row]
-    return rows
-
-
-def _quick_sums(chunk: Tensor, columns: tuple[str, ...]) -> dict[str, float]:
-    found = {"count": float(len(chunk)), "nonfinite": 0.0}
-    if "low" in columns:
-        found["low"], found["high"] = (value.item() for value in torch.aminmax(chunk))
-    found["squares"] = _quick_squares(chunk)
-    if "total" in columns:
-        found["total"] = chunk.sum().item()
-        found["around"] = found["squares"] - found["total"] ** 2 / len(chunk)
-    if "zeros" in columns:  # as float32: half the time of `count_nonzero`
-        found["zeros"] = torch.eq(chunk, 0, out=_scratch()[: len(chunk)]).sum().item()
-    return found
-
-
-def _quick_squares(chunk: Tensor) -> float:
-    return sum(torch.dot(part, part).item() for part in torch.split(chunk, _QUICK_SQUARES))
-
-
-def _quick_changes(after: Tensor, before: Tensor) -> Rows:
-    rows: Rows = []
-    for new, old in zip(torch.split(after, _QUICK_CHUNK), torch.split(before, _QUICK_CHUNK), strict=True):
-        move = torch.sub(new.float(), old.float(), out=_scratch()[: len(new)])
-        sums = {"count": float(len(new)), "squares": _quick_squares(move)}
-        lost = _has_lost_digits(sums) and not torch.equal(new, old)
-        rows += _exact_changes(new, old) if lost else [[sums[column] for column in CHANGE]]
-    return rows
-
-
-@cache
-def _scratch() -> Tensor:
-    """Memory for one chunk, kept: the system takes longer to give 4 MB than a pass over them."""
-    with torch.inference_mode(False):
-        return torch.empty(_QUICK_CHUNK)
-
-
-def _has_lost_digits(sums: dict[str, float]) -> bool:
-    """Whether a chunk's float32 sums are not to be trusted."""
-    squares = sums["squares"]
-    if sums.get("low", 1) == sums.get("high", 1) == 0:
-        return False
-    return (
-        not isfinite(squares)  # non-finite values, or squares above the range
-        or squares / sums["count"] < _TINY  # squares below it
-        or sums.get("around", squares) < squares / 8  # a mean beside which the spread is small
-    )
-
-
-def _wide_chunks(values: Tensor) -> Iterable[Array]:
-    parts = (values,) if values.numel() <= _CPU_CHUNK else torch.split(values, _CPU_CHUNK)
-    return (part.double().numpy() for part in parts)
+_BY_TORCH: dict[passes.Read, Callable[..., Tensor]] = {
+    passes.values: _of_values,
+    passes.changes: lambda columns, new, old: _of_values(columns, new - old),
+    passes.products: _of_products,
+}
 
 
 # ---- joining, and what people look at ------------------------------------------------------------------------------

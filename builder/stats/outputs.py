@@ -4,13 +4,18 @@ Hooks exist only from the start of a logged step's first batch to the end of its
 keeps a few numbers on the device, not the output. A layer that is called several times is measured over all calls; a
 unit is dead if each of its values in the whole step is exactly 0.
 
+Activations that a forward calls as functions (`relu(x)`, `x.tanh()`) are seen as well, as `layer.relu()`: for the time
+of the model's forward its calls of torch go through a `TorchFunctionMode`, which passes them on unchanged.
+
 Not measured: outputs without floating-point values (of several, the first tensor counts), `DTensor`s, compiled models
 (a hook would compile them again), and evaluation.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,15 +23,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from builder.names import Patterns, matches
 from builder.stats.measure import OUTPUT, joined, output_sums, wide_type
 from builder.stats.parts import is_sharded
 
-RELU_LIKE = frozenset(("ReLU", "ReLU6", "RReLU", "Threshold", "Hardshrink", "Softshrink", "Hardswish"))
-TANH_LIKE = frozenset(("Tanh", "Hardtanh", "Softsign"))
-SIGMOID_LIKE = frozenset(("Sigmoid", "Hardsigmoid"))
+# Functions of torch; a layer's class has the same name but for its capitals.
+RELU_LIKE = frozenset(("relu", "relu6", "rrelu", "threshold", "hardshrink", "softshrink", "hardswish"))
+TANH_LIKE = frozenset(("tanh", "hardtanh", "softsign"))
+SIGMOID_LIKE = frozenset(("sigmoid", "hardsigmoid"))
+ACTIVATIONS = RELU_LIKE | TANH_LIKE | SIGMOID_LIKE
 BEYOND, BELOW = 0.97, 0.03  # where an output is called saturated
 UNITS = ("alive",)
 SATURATED = ("beyond",)
@@ -37,7 +45,7 @@ class Layer:
     """What one layer gave out during a step.
 
     Attributes:
-        kind: Its class.
+        kind: Its class, or the name of a function.
         sums: (1, columns `OUTPUT`) of each call.
         alive: By the number of the call in its forward pass: whether each unit was ever anything but 0, as 0 and 1.
         beyond: How many values were saturated, of each call; None where nothing saturates.
@@ -71,11 +79,13 @@ class OutputWatch:
     """
 
     def __init__(self, model: nn.Module, patterns: Patterns) -> None:
-        self._model = model
-        self._layers = {path: module for path, module in model.named_modules() if path and matches(path, patterns)}
+        self._model, self._patterns = model, patterns
+        self._paths = {module: path for path, module in model.named_modules()}
         self._handles: list[RemovableHandle] = []
         self._found: dict[str, Layer] = {}
         self._calls: dict[str, int] = {}
+        self._running: list[nn.Module] = []
+        self._functions: _Activations | None = None
         self.paused = False
         self.seconds = 0.0
 
@@ -86,40 +96,97 @@ class OutputWatch:
 
     def attach(self) -> None:
         """Adds the hooks."""
-        self._handles.append(self._model.register_forward_pre_hook(lambda *_: self._calls.clear()))
-        for path, module in self._layers.items():
-            self._handles.append(module.register_forward_hook(partial(self._see, path)))
+        for module, path in self._paths.items():
+            if module is self._model:
+                self._handles.append(module.register_forward_pre_hook(self._begin))
+                self._handles.append(module.register_forward_hook(self._end, always_call=True))
+            else:
+                self._handles.append(module.register_forward_pre_hook(self._enter))
+                self._handles.append(module.register_forward_hook(partial(self._leave, path), always_call=True))
 
     def detach(self) -> None:
         """Removes the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._calls = {}
 
     def take(self) -> dict[str, Layer]:
-        """What was seen, by path in the model's order; forgets it."""
-        found = {path: self._found[path] for path in self._layers if path in self._found}
+        """What was seen, by path in the model's order, functions behind the layers of their caller; forgets it."""
+        number = {path: at for at, path in enumerate(self._paths.values())}
+        last = {within: at for path, at in number.items() for within in _with_parents(path)}
+
+        def place(path: str) -> tuple[int, float]:
+            caller = path.rpartition(".")[0]
+            return (last[caller], -len(caller)) if path.endswith("()") else (number[path], -math.inf)
+
+        found = {path: self._found[path] for path in sorted(self._found, key=place)}
         self._found, self.seconds = {}, 0.0
         return found
 
-    def _see(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    def _begin(self, module: nn.Module, inputs: Any) -> None:
+        self._calls, self._running = {}, [module]
+        if not self.paused:
+            self._functions = _Activations(self._see_function)
+            self._functions.__enter__()  # type: ignore[no-untyped-call]
+
+    def _end(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self._functions is not None:
+            self._functions.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._functions = None
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        self._running.append(module)
+
+    def _leave(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._see(path, _kind(module), output)
+        self._running.pop()
+
+    def _see_function(self, name: str, output: Any) -> None:
+        caller = self._running[-1]
+        if _kind(caller).lower() not in ACTIVATIONS:
+            self._see(f"{self._paths[caller]}.{name}()".lstrip("."), name, output)
+
+    def _see(self, path: str, kind: str, output: Any) -> None:
         started = time.perf_counter()
         tensor = _first_tensor(output)
-        if tensor is None or self.paused:
+        if tensor is None or self.paused or not matches(path, self._patterns):
             return
         with torch.no_grad(), _full_precision(tensor.device.type):
-            layer = self._found.setdefault(path, Layer(_kind(module)))
+            layer = self._found.setdefault(path, Layer(kind))
             call = self._calls[path] = self._calls.get(path, -1) + 1
             values = tensor.detach()
             layer.sums.append(output_sums(values))
-            if layer.kind in RELU_LIKE:
+            if kind.lower() in RELU_LIKE:
                 alive = _alive(values)
                 before = layer.alive.get(call)
                 layer.alive[call] = alive if before is None else torch.maximum(alive, before)
-            if layer.kind in TANH_LIKE | SIGMOID_LIKE:
-                layer.beyond.append(_beyond(values, layer.kind).view(1, 1))
+            if kind.lower() in TANH_LIKE | SIGMOID_LIKE:
+                layer.beyond.append(_beyond(values, kind.lower()).view(1, 1))
         self.seconds += time.perf_counter() - started
+
+
+class _Activations(TorchFunctionMode):
+    """Shows the outputs of activations that are called as functions."""
+
+    def __init__(self, see: Callable[[str, Any], None]) -> None:
+        super().__init__()
+        self._see = see
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Calls the function."""
+        output = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "").strip("_")  # relu_ is relu in place, _threshold is threshold
+        if name in ACTIVATIONS:
+            self._see(name, output)
+        return output
+
+
+def _with_parents(path: str) -> list[str]:
+    """A path, and those of all modules around it, from the model's own, which is empty."""
+    parts = path.split(".")
+    return ["", *(".".join(parts[: end + 1]) for end in range(len(parts)))]
 
 
 def _full_precision(device: str) -> AbstractContextManager[Any]:

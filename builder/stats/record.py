@@ -40,10 +40,8 @@ from builder.stats.columns import (
 )
 from builder.stats.distance import Start
 from builder.stats.measure import (
-    CHANGE,
     COUNTED,
     GRADIENT,
-    START,
     WEIGHT,
     change_sums,
     gradient_measures,
@@ -61,6 +59,7 @@ from builder.stats.measure import (
 )
 from builder.stats.outputs import Layer, OutputWatch
 from builder.stats.parts import Gather, alone, is_sharded, own_part, placement_fault, whole
+from builder.stats.passes import CHANGE, START
 from builder.stats.spectrum import effective_rank, spectral_norm, start_vector
 
 Tables = dict[str, tuple[tuple[str, ...], Tensor]]

@@ -10,6 +10,7 @@ import pytest
 BUILDER = Path(__file__).parents[2] / "builder"
 BEFORE_TORCH = [
     "errors",
+    "whole",
     "allowed",
     "names",
     "policies",
@@ -25,6 +26,7 @@ BEFORE_TORCH = [
     "source",
 ]
 WITH_TORCH = [
+    "parallel",
     "meta",
     "module",
     "repeats",

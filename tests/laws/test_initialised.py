@@ -15,11 +15,11 @@ import builder
 from builder import initial_values, initialise
 from builder.build import materialise, prove
 from builder.initialize import chunks
-from builder.initialize.chunks import cores
 from builder.initialize.streams import CHUNK
+from builder.parallel import cores
 
 LAW = settings(max_examples=200, deadline=None, derandomize=True)
-RUN = chunks._run
+RUN = chunks.run_all
 
 
 def model(layers, **more):
@@ -50,8 +50,8 @@ def poisoned():
 def filled_by(threads, task_order=None, chunk=7):
     """A context in which models are filled by some threads, in some order of the tasks, in chunks of a few values."""
 
-    def run(tasks, most):
-        RUN(tasks if task_order is None else task_order.sample(tasks, len(tasks)), most)
+    def run(tasks, most, own):
+        RUN(tasks if task_order is None else task_order.sample(tasks, len(tasks)), most, own)
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -59,7 +59,7 @@ def filled_by(threads, task_order=None, chunk=7):
         with (
             mock.patch.object(chunks, "CHUNK", chunk),
             mock.patch.object(chunks, "cores", lambda: threads),
-            mock.patch.object(chunks, "_run", run),
+            mock.patch.object(chunks, "run_all", run),
         ):
             yield
     finally:
@@ -198,22 +198,10 @@ def test_zeros_of_a_sparse_parameter_do_not_depend_on_other_parameters():
     assert torch.equal(builder.build(model({"v": sparse, "w": sparse})).w, alone)
 
 
-class Gate(torch.nn.Module):
-    """A layer whose default only its own method knows."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.empty(3))
-        self.reset_parameters()
-
-    def reset_parameters(self):
-        torch.nn.init.normal_(self.scale)
-
-
 def test_layer_that_only_its_own_method_can_fill_draws_from_its_own_name():
-    layer = {"kind": f"{__name__}.Gate"}
-    alone = builder.build(model({"a": layer}), allow=[__name__])
-    beside = builder.build(model({"b": layer, "a": layer}), allow=[__name__])
+    layer = {"kind": "gate.Gate"}
+    alone = builder.build(model({"a": layer}), allow=["gate"])
+    beside = builder.build(model({"b": layer, "a": layer}), allow=["gate"])
     assert torch.equal(beside.a.scale, alone.a.scale)
     assert not torch.equal(beside.b.scale, beside.a.scale)
 

@@ -52,8 +52,8 @@ def test_distance_is_from_the_initial_values(model, block, monkeypatch):
     for name, parameter in model.named_parameters():
         now, then = parameter.detach().double().flatten(), before[name].double().flatten()
         found, cosine = start_measures(start.sums(name))[0].tolist()
-        assert found == pytest.approx((now - then).norm().item(), rel=1e-9), name
-        assert cosine == pytest.approx(torch.nn.functional.cosine_similarity(now, then, dim=0).item(), rel=1e-9)
+        assert found == pytest.approx((now - then).norm().item(), rel=1e-5), name
+        assert cosine == pytest.approx(torch.nn.functional.cosine_similarity(now, then, dim=0).item(), rel=1e-5)
 
 
 def test_weights_that_were_loaded_are_copied_and_it_is_said(model):

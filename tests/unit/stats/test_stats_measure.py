@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from builder.stats import measure as module_under_test
+from builder.stats import passes
 from builder.stats.columns import BASE_MEASURES, BINS, GRADIENT_MEASURES, POWERS, bin_edges
 from builder.stats.measure import (
     GRADIENT,
@@ -242,19 +243,79 @@ def test_ratio_is_defined_for_a_zero_weight():
     assert math.isnan(got[3]) and math.isnan(got[4])
 
 
-@pytest.mark.parametrize("size", [pytest.param(100, id="one chunk"), pytest.param(200_000, id="several chunks")])
-def test_distance_and_cosine_agree_with_float64(size):
-    start, now = normal(size), normal(size, seed=1) + normal(size)
+def reference_start(now, start):
+    """Distance and cosine in float64; one minus the cosine from the difference of the directions, which keeps it."""
     a, b = now.double(), start.double()
+    away = (a / a.norm() - b / b.norm()).square().sum().item() / 2
+    return (a - b).norm().item(), 1 - away
+
+
+START_CASES = [
+    pytest.param(lambda start: start + normal(len(start), seed=1), id="moved as far as it is long"),
+    pytest.param(lambda start: normal(len(start), seed=1), id="at a right angle"),
+    pytest.param(lambda start: -start, id="turned about"),
+    pytest.param(lambda start: start * 1000 + normal(len(start), seed=1), id="grown a thousandfold"),
+    pytest.param(lambda start: start * 1e-5 + 1e-5 * normal(len(start), seed=1), id="shrunk"),
+]
+
+
+@pytest.mark.parametrize("move", START_CASES)
+@pytest.mark.parametrize(("size", "tolerance"), [(100, 1e-12), (200_000, 1e-5), (LARGE, 1e-5)], ids=str)
+def test_distance_and_cosine_agree_with_float64(size, tolerance, move):
+    start = normal(size)
+    now = move(start)
+    expected_distance, expected_cosine = reference_start(now, start)
     distance, cosine = start_measures(start_sums(now, start))[0].tolist()
-    assert distance == pytest.approx((a - b).norm().item(), rel=1e-12)
-    assert cosine == pytest.approx((a @ b / a.norm() / b.norm()).item(), rel=1e-12)
+    assert distance == pytest.approx(expected_distance, rel=tolerance)
+    assert cosine == pytest.approx(expected_cosine, rel=tolerance, abs=tolerance)
 
 
-def test_a_parameter_that_did_not_move_has_distance_zero_and_cosine_one():
-    distance, cosine = start_measures(start_sums(normal(1000), normal(1000)))[0].tolist()
+@pytest.mark.parametrize("size", [100, LARGE], ids=str)
+def test_the_cosine_of_a_small_move_keeps_its_distance_from_one(size):
+    start = normal(size)
+    now = start + 1e-4 * normal(size, seed=1)
+    away = 1 - start_measures(start_sums(now, start))[0, 1].item()
+    assert away == pytest.approx(1 - reference_start(now, start)[1], rel=1e-3)
+    assert 1e-9 < away < 1e-7, "float32 alone tells no two numbers this near to one apart"
+
+
+@pytest.mark.parametrize("size", [1000, LARGE], ids=str)
+def test_a_parameter_that_did_not_move_has_distance_zero_and_cosine_one(size):
+    distance, cosine = start_measures(start_sums(normal(size), normal(size)))[0].tolist()
     assert distance == 0 and cosine == pytest.approx(1.0, abs=1e-15)
-    assert math.isnan(start_measures(start_sums(torch.zeros(3), torch.zeros(3)))[0, 1])
+
+
+@pytest.mark.parametrize("size", [3, LARGE], ids=str)
+def test_from_zero_there_is_a_distance_and_no_cosine(size):
+    now, zero = normal(size), torch.zeros(size)
+    distance, cosine = start_measures(start_sums(now, zero))[0].tolist()
+    assert distance == pytest.approx(now.double().norm().item(), rel=1e-5)
+    assert math.isnan(cosine)
+    assert math.isnan(start_measures(start_sums(zero, zero))[0, 1])
+
+
+def test_the_number_of_threads_changes_no_bit():
+    tensors = [normal(LARGE), normal(20_000), normal(100), normal(LARGE, mean=1e6)]
+    before = [tensor * 0.9 for tensor in tensors]
+    found, threads = [], torch.get_num_threads()
+    try:
+        for number in (1, 2, 4):
+            torch.set_num_threads(number)
+            found.append((weight_sums(tensors), change_sums(tensors, before), start_sums(tensors[0], before[0])))
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(map(torch.equal, other, found[0]))
+
+
+def test_a_failure_in_a_thread_reaches_the_caller(monkeypatch):
+    def fail(chunk):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(passes, "_dot", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        weight_sums([normal(LARGE)])
 
 
 # ---- layer outputs -------------------------------------------------------------------------------------------------

@@ -169,6 +169,116 @@ def test_measures_are_not_taken_in_the_low_precision_of_autocast():
     assert found == pytest.approx(output.detach().double().square().mean().sqrt().item(), rel=1e-5)
 
 
+# ---- activations that are called as functions ------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.out = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.out(nn.functional.relu(self.fc(x)))
+
+
+class Functional(nn.Module):
+    """An activation called before, between and after layers of which some are activations themselves."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        x = torch.tanh(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.act(x).relu()
+
+
+def test_functions_stand_behind_the_layers_of_their_caller():
+    rows = seen(Functional(), [batch()])
+    assert list(rows) == [
+        "blocks.0", "blocks.0.fc", "blocks.0.out", "blocks.0.relu()",
+        "blocks.1", "blocks.1.fc", "blocks.1.out", "blocks.1.relu()",
+        "act", "tanh()", "relu()",
+    ]  # fmt: skip
+    assert [rows[name]["kind"] for name in ("act", "relu()", "tanh()")] == ["ReLU", "relu", "tanh"]
+
+
+def test_functions_are_measured_like_layers():
+    model = Functional()
+    rows = seen(model, [batch()])
+    inner = model.blocks[0].fc(torch.tanh(batch())).relu().detach()
+    assert rows["blocks.0.relu()"]["dead"] == pytest.approx((inner == 0).all(0).double().mean().item())
+    assert rows["blocks.0.relu()"]["rms"] == pytest.approx(inner.double().square().mean().sqrt().item())
+    assert rows["tanh()"]["saturated"] == pytest.approx((torch.tanh(batch()).abs() > 0.97).double().mean().item())
+
+
+F = nn.functional
+CALLS = {
+    "torch.relu": torch.relu, "F.relu": F.relu, "in place": lambda x: F.relu(x, inplace=True), "relu_": torch.relu_,
+    "method": lambda x: x.relu(), "F.relu6": F.relu6, "F.threshold": lambda x: F.threshold(x, 0.0, 0.0),
+    "F.hardswish": F.hardswish, "F.softshrink": F.softshrink, "F.tanh": F.tanh, "tanh_": lambda x: x.tanh_(),
+    "F.hardtanh": F.hardtanh, "F.softsign": F.softsign, "F.sigmoid": F.sigmoid, "torch.sigmoid": torch.sigmoid,
+    "F.hardsigmoid": F.hardsigmoid,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_call_is_seen_once_whatever_it_is_written_as(call):
+    class Calls(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return call(self.fc(x))
+
+    model = Calls()
+    watch = OutputWatch(model, "*")
+    watch.attach()
+    output = model(batch())
+    watch.detach()
+    assert torch.equal(output, model(batch()))
+    _, (name, layer) = watch.take().items()
+    assert name == f"{layer.kind}()" and len(layer.sums) == 1
+    assert bool(layer.alive) != bool(layer.beyond)
+
+
+def test_other_functions_and_the_globs_leave_no_row():
+    class Smooth(Functional):
+        def forward(self, x):
+            return F.gelu(self.act(x))
+
+    assert list(seen(Smooth(), [batch()])) == ["act"]
+    assert list(seen(Functional(), [batch()], "*.relu()")) == ["blocks.0.relu()", "blocks.1.relu()"]
+
+
+@pytest.mark.parametrize("failing", [lambda x: x.view(7, 7), lambda x: x[:, :1]], ids=["the model", "a layer"])
+def test_after_a_forward_that_fails_no_call_is_watched(failing):
+    class Fails(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Block()
+
+        def forward(self, x, change):
+            return self.inner(change(self.inner(x)))
+
+    model = Fails()
+    watch = OutputWatch(model, "*")
+    watch.attach()
+    with pytest.raises(RuntimeError):
+        model(batch(), failing)
+    assert len(watch.take()["inner.relu()"].sums) == 1
+    torch.relu(batch())
+    assert watch.take() == {}
+    model(batch(), lambda x: x)
+    assert list(watch.take()) == ["inner", "inner.fc", "inner.out", "inner.relu()"]
+
+
 def test_outputs_without_floats_are_left_out():
     class Picks(nn.Module):
         def forward(self, x):

@@ -1,0 +1,73 @@
+"""Tasks that threads take from one list until it is empty, for torch lets go of the interpreter lock while it computes.
+
+Each thread computes with one thread of torch: otherwise the last bits of a QR, of a sum or of a vectorised loop's tail
+would depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+Own = TypeVar("Own")
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """A context in which torch computes with one thread, here and in threads that are started inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_all(tasks: Sequence[Callable[[Own], object]], threads: int, own: Callable[[], Own]) -> None:
+    """Runs tasks in any order; the first that fails ends all.
+
+    Args:
+        tasks: Each is called with what its thread has of its own.
+        threads: How many run at a time; of one, the caller's.
+        own: Makes what a thread has of its own.
+    """
+    left = deque(tasks)
+
+    def take() -> Callable[[Own], object] | None:
+        try:
+            return left.popleft()
+        except IndexError:
+            return None
+
+    def work() -> None:
+        mine = own()
+        try:
+            with torch.no_grad():
+                for task in iter(take, None):
+                    task(mine)
+        except BaseException:
+            left.clear()
+            raise
+
+    threads = min(threads, len(left))
+    with one_thread_each():
+        if threads <= 1:
+            work()
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                for done in [pool.submit(work) for _ in range(threads)]:
+                    done.result()
+            finally:  # where the caller interrupts, threads end with the task that they are at
+                left.clear()
