@@ -17,7 +17,7 @@ from torch import nn
 
 from builder.buffers import restore_buffers
 from builder.errors import BuilderError, Problem, did_you_mean
-from builder.initialize.chunks import Piece, fill_pieces, fill_range
+from builder.initialize.chunks import Piece, fill_pieces
 from builder.initialize.dispatch import fill_for, is_drawn_by_source, keeping_padding
 from builder.initialize.draws import Fill
 from builder.initialize.lsuv import refuse_without_batch
@@ -223,8 +223,25 @@ def initial_values(
         BuilderError: No such parameter, rows or seed; the values are drawn from a stream that cannot be drawn again: by
             `rng: torch`, a class's own `reset_parameters`, or `lsuv`.
     """
+    return initial_parts(source, [(name, rows)], seed=seed)[0]
+
+
+def initial_parts(
+    source: nn.Module | Planned, parts: Sequence[tuple[str, tuple[int, int] | None]], *, seed: int | None = None
+) -> list[torch.Tensor]:
+    """`initial_values` of several parameters and rows, which all cores draw together."""
     proof, seed = _drawn_from(source, seed)
     entries = {entry.name: entry for entry in proof.parameters}
+    with _cpu():
+        wanted = [_part(proof, entries, name, rows, seed) for name, rows in parts]
+        fill_pieces([piece for piece, _ in wanted], seed)
+        return [piece.out if of_whole is None else piece.out.T[of_whole].contiguous() for piece, of_whole in wanted]
+
+
+def _part(
+    proof: Planned, entries: Mapping[str, Entry], name: str, rows: tuple[int, int] | None, seed: int
+) -> tuple[Piece, slice | None]:
+    """What is to be drawn; of a transposed tie all of its owner, and the rows of that to be taken."""
     if name not in entries:
         raise BuilderError("init", [Problem(name, f"no parameter {name!r}", did_you_mean(name, entries, most=8))])
     low, high = _checked_rows(name, entries[name].shape, rows)
@@ -236,12 +253,10 @@ def initial_values(
         raise BuilderError("init", [Problem(name, f"gets its initial values from {by}", hint)])
     fill, stream = planned_fill(entry, proof.decisions, entries, proof.meta, seed)
     dtype = proof.meta.get_parameter(entry.name).dtype
-    with _cpu():
-        if name in proof.ties and owners(proof.loaded.spec.tie)[0][name].transpose:
-            whole = fill_range(torch.empty(entry.shape, dtype=dtype), fill, seed, stream, entry.shape)
-            return whole.T[low:high].contiguous()
-        shape = (high - low, *entry.shape[1:]) if entry.shape else ()
-        return fill_range(torch.empty(shape, dtype=dtype), fill, seed, stream, entry.shape, low * prod(entry.shape[1:]))
+    if name in proof.ties and owners(proof.loaded.spec.tie)[0][name].transpose:
+        return Piece(torch.empty(entry.shape, dtype=dtype), fill, stream, entry.shape), slice(low, high)
+    out = torch.empty((high - low, *entry.shape[1:]) if entry.shape else (), dtype=dtype)
+    return Piece(out, fill, stream, entry.shape, low * prod(entry.shape[1:])), None
 
 
 def check_seed(seed: object) -> None:

@@ -8,22 +8,24 @@ from a checkpoint has no such copy: those parameters then have no distance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from builder.errors import BuilderError
-from builder.initialize.fill import initial_values
+from builder.initialize.fill import initial_parts
 from builder.stats.measure import joined, start_sums
-from builder.stats.parts import first_row, own_part
+from builder.stats.parts import first_row, none_of, own_part
 from builder.stats.passes import START
 
 Rows = tuple[int, int] | None
 """The first row and the row after the last; None for a single number."""
-Draw = Callable[[str, Rows], Tensor]
-"""From a name and rows to initial values on the CPU."""
+Draw = Callable[[Sequence[tuple[str, Rows]]], list[Tensor]]
+"""From names and rows to initial values on the CPU."""
+Part = tuple[str, Rows, Tensor]
+"""A parameter's name, some of its rows, and this process's values of them."""
 
 _BLOCK = 2**24  # values that are drawn at a time
 _COMPARED = 2**16  # values at either end of a parameter that show whether it holds what would be drawn
@@ -64,17 +66,27 @@ class Start:
             name: own_part(parameters[name], rank).cpu().clone() for name in others if name not in self.missing
         }
 
-    def sums(self, name: str) -> Tensor:
-        """Products of this process's part of a parameter with its initial values: (1 or members, columns `START`)."""
-        now = own_part(self._parameters[name], self._rank)
-        if name in self._copies:
-            return start_sums(now, self._copies[name].to(now.device), stacked=self._stacked)
-        if name not in self.missing and now.numel():
-            try:
-                return self._drawn_sums(name, now)
-            except (BuilderError, OSError):  # a pretrained file may have gone: no reason to end a training
-                self.missing.add(name)
-        return start_sums(now.flatten()[:0], now.flatten()[:0])
+    def sums(self, names: Iterable[str]) -> Tensor:
+        """Products of this process's parts of parameters with their initial values.
+
+        Args:
+            names: The parameters.
+
+        Returns:
+            (a row for each name and member, columns `START`), in the order of `names`.
+        """
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        copied = [name for name in found if name in self._copies]
+        now = [own_part(self._parameters[name], self._rank) for name in copied]
+        then = [self._copies[name].to(part.device) for name, part in zip(copied, now, strict=True)]
+        sums = torch.split(start_sums(now, then, stacked=self._stacked), [self._members(part) for part in now])
+        for name, row in zip(copied, sums, strict=True):
+            found[name].append(row)
+        for block in self._blocks(name for name in found if name not in self._copies and name not in self.missing):
+            for (name, _, _), row in zip(block, self._drawn_sums(block), strict=True):
+                found[name].append(row.unsqueeze(0))
+        rows = [self._joined(name, parts) for name, parts in found.items()]
+        return torch.cat(rows) if rows else start_sums([], [])
 
     def words(self) -> str:
         """Which initial values do not come from their random streams, in a sentence or two; else nothing."""
@@ -89,20 +101,54 @@ class Start:
             said.append(f"distance from the start: none in a resumed run for {len(self.missing)} parameters")
         return "\n".join(said)
 
-    def _drawn_sums(self, name: str, now: Tensor) -> Tensor:
-        parts = [start_sums(part, self._draw(name, rows).to(now)) for rows, part in self._blocks(name, now)]
-        return joined(torch.stack(parts), START)
+    def _members(self, part: Tensor) -> int:
+        return len(part) if self._stacked else 1
 
-    def _blocks(self, name: str, now: Tensor) -> Iterator[tuple[Rows, Tensor]]:
-        """Rows of the whole parameter, a block at a time, and this process's values of them."""
+    def _joined(self, name: str, rows: list[Tensor]) -> Tensor:
+        if rows and name not in self.missing:
+            return joined(torch.stack(rows), START)
+        nothing = none_of(own_part(self._parameters[name], self._rank), stacked=self._stacked)
+        return start_sums([nothing], [nothing], stacked=self._stacked)
+
+    def _drawn_sums(self, block: Sequence[Part]) -> Tensor:
+        then = self._drawn(block)
+        return start_sums(
+            [part for _, _, part in block], [values.to(part) for (_, _, part), values in zip(block, then, strict=True)]
+        )
+
+    def _drawn(self, block: Sequence[Part]) -> list[Tensor]:
+        """Initial values; of a parameter that can no longer be drawn its own, and it counts as missing from now on."""
+        try:
+            return self._draw([(name, rows) for name, rows, _ in block])
+        except (BuilderError, OSError):  # a pretrained file may have gone: no reason to end a training
+            if len(block) > 1:
+                return [values for part in block for values in self._drawn([part])]
+            self.missing.add(block[0][0])
+            return [block[0][2]]
+
+    def _blocks(self, names: Iterable[str]) -> Iterator[list[Part]]:
+        """Parts of parameters, so many at a time as are drawn together."""
+        block: list[Part] = []
+        size = 0
+        for part in (part for name in names for part in self._parts(name)):
+            if block and size + part[2].numel() > _BLOCK:
+                yield block
+                block, size = [], 0
+            block.append(part)
+            size += part[2].numel()
+        if block:
+            yield block
+
+    def _parts(self, name: str) -> Iterator[Part]:
+        now = own_part(self._parameters[name], self._rank)
         if not now.ndim:
-            yield None, now
+            yield name, None, now
             return
         first = first_row(self._parameters[name]) or 0
         most = max(1, _BLOCK // max(1, prod(now.shape[1:])))
-        for low in range(0, len(now), most):
+        for low in range(0, len(now) if now.numel() else 0, most):
             part = now[low : low + most]
-            yield (first + low, first + low + len(part)), part
+            yield name, (first + low, first + low + len(part)), part
 
     def _holds_what_is_drawn(self, name: str) -> bool:
         now, first = own_part(self._parameters[name], self._rank), first_row(self._parameters[name])
@@ -112,10 +158,12 @@ class Start:
             return True
         try:
             if not now.ndim:
-                return torch.equal(now.cpu(), self._draw(name, None).to(now.dtype))
+                return torch.equal(now.cpu(), self._draw([(name, None)])[0].to(now.dtype))
+            ends = _ends(now)
+            drawn = self._draw([(name, (first + low, first + high)) for low, high in ends])
             return all(
-                torch.equal(now[low:high].cpu(), self._draw(name, (first + low, first + high)).to(now.dtype))
-                for low, high in _ends(now)
+                torch.equal(now[low:high].cpu(), values.to(now.dtype))
+                for (low, high), values in zip(ends, drawn, strict=True)
             )
         except BuilderError:
             return False
@@ -129,4 +177,4 @@ def _ends(now: Tensor) -> list[tuple[int, int]]:
 
 def drawn_by(model: nn.Module) -> Draw:
     """What draws the initial values of a built model's parameters again."""
-    return lambda name, rows: initial_values(model, name, rows=rows)
+    return lambda parts: initial_parts(model, parts)

@@ -60,9 +60,9 @@ def change_sums(after: Sequence[Tensor], before: Sequence[Tensor], *, stacked: b
     return _sums([*zip(after, before, strict=True)], passes.changes, CHANGE, stacked)
 
 
-def start_sums(now: Tensor, start: Tensor, *, stacked: bool = False) -> Tensor:
-    """Products of a tensor with its initial value, and of their difference: (members or 1, columns `START`)."""
-    return _sums([(now, start)], passes.products, START, stacked)
+def start_sums(now: Sequence[Tensor], start: Sequence[Tensor], *, stacked: bool = False) -> Tensor:
+    """Products of tensors with their initial values, and of the difference: a row for each pair, columns `START`."""
+    return _sums([*zip(now, start, strict=True)], passes.products, START, stacked)
 
 
 def output_sums(tensor: Tensor) -> Tensor:

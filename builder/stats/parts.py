@@ -31,6 +31,11 @@ def own_part(tensor: Tensor, rank: int) -> Tensor:
     return local.flatten()[:0] if replica else local
 
 
+def none_of(tensor: Tensor, *, stacked: bool) -> Tensor:
+    """None of a tensor's values (of each member)."""
+    return tensor.reshape(len(tensor), -1)[:, :0] if stacked else tensor.flatten()[:0]
+
+
 def alone(numbers: Tensor) -> Tensor:
     """What one process gathers."""
     return numbers.unsqueeze(0)

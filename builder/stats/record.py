@@ -58,7 +58,7 @@ from builder.stats.measure import (
     wide_type,
 )
 from builder.stats.outputs import Layer, OutputWatch
-from builder.stats.parts import Gather, alone, is_sharded, own_part, placement_fault, whole
+from builder.stats.parts import Gather, alone, is_sharded, none_of, own_part, placement_fault, whole
 from builder.stats.passes import CHANGE, START
 from builder.stats.spectrum import effective_rank, spectral_norm, start_vector
 
@@ -243,15 +243,13 @@ class Recorder:
 
     def _nothing(self, parameter: Tensor) -> Tensor:
         """None of a parameter's values (of each member)."""
-        own = own_part(parameter, self._rank)
-        return own.reshape(len(own), -1)[:, :0] if self._stacked else own.flatten()[:0]
+        return none_of(own_part(parameter, self._rank), stacked=self._stacked)
 
     def _more(self) -> Tables:
         """The slower measures."""
         tables: Tables = {}
         if self._slower.start is not None:
-            start = self._slower.start
-            tables["start"] = (START, torch.cat([start.sums(name) for name in self._parameters]))
+            tables["start"] = (START, self._slower.start.sums(self._parameters))
         if self._slower.spectral_norm:
             tables["spectral_norm"] = (_FOUND, torch.cat([*self._of_matrices(self._norm)]))
         if self._slower.effective_rank is not None:

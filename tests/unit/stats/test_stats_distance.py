@@ -8,6 +8,7 @@ import builder
 from builder.stats import distance as module_under_test
 from builder.stats.distance import Start, drawn_by
 from builder.stats.measure import start_measures
+from builder.stats.passes import START
 
 MODEL = {
     "args": {"d": 300},
@@ -31,7 +32,7 @@ def start_of(model, **options):
 
 
 def distances(model, start):
-    return {name: start_measures(start.sums(name))[0, 0].item() for name, _ in model.named_parameters()}
+    return {name: start_measures(start.sums([name]))[0, 0].item() for name, _ in model.named_parameters()}
 
 
 def test_initial_values_of_a_built_model_are_drawn_again_and_not_kept(model):
@@ -51,7 +52,7 @@ def test_distance_is_from_the_initial_values(model, block, monkeypatch):
             parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     for name, parameter in model.named_parameters():
         now, then = parameter.detach().double().flatten(), before[name].double().flatten()
-        found, cosine = start_measures(start.sums(name))[0].tolist()
+        found, cosine = start_measures(start.sums([name]))[0].tolist()
         assert found == pytest.approx((now - then).norm().item(), rel=1e-5), name
         assert cosine == pytest.approx(torch.nn.functional.cosine_similarity(now, then, dim=0).item(), rel=1e-5)
 
@@ -92,24 +93,45 @@ def test_a_resumed_run_draws_what_the_first_drew_and_has_no_distance_for_the_res
     found = distances(model, start)
     assert found["fc.weight"] == pytest.approx(300.0, rel=1e-6) and found["tall.weight"] == 0.0
     assert start.missing == {"fc.bias", "tall.bias", "gain"}
-    assert start.sums("gain")[0, 0] == 0, "nothing was counted"
+    assert start.sums(["gain"])[0, 0] == 0, "nothing was counted"
     assert "none in a resumed run for 3 parameters" in start.words()
 
 
 def test_what_can_no_longer_be_drawn_ends_no_training(model):
-    calls = []
+    gone = []
 
-    def draw(name, rows):
-        calls.append(name)
-        if len(calls) > 12:
+    def draw(parts):
+        if gone and any(name == "tall.weight" for name, _ in parts):
             raise FileNotFoundError("weights.safetensors")
-        return builder.initial_values(model, name, rows=rows)
+        return drawn_by(model)(parts)
 
     start = Start(dict(model.named_parameters()), draw)
-    for _ in range(12 - len(calls)):
-        start.sums("gain")
-    assert start.sums("gain")[0, 0] == 0
-    assert start.missing == {"gain"}
+    with torch.no_grad():
+        model.fc.weight += 1.0
+    gone.append(True)
+    sums = start.sums(["fc.bias", "tall.weight", "fc.weight"])
+    assert start.missing == {"tall.weight"}
+    assert sums[:, 0].tolist() == [300, 0, 90_000]
+    assert start_measures(sums)[:, 0].tolist() == pytest.approx([0, 0, 300], rel=1e-6), "the others are still measured"
+
+
+def test_parameters_keep_their_order_however_they_are_measured(model):
+    with torch.no_grad():
+        model.fc.weight += 1.0
+    start = start_of(model)
+    names = [name for name, _ in model.named_parameters()][::-1]
+    assert start.sums(names)[:, 0].tolist() == [model.get_parameter(name).numel() for name in names]
+    assert start.sums([]).shape == (0, len(START))
+
+
+def test_members_of_a_stacked_model_are_measured_each_from_its_own_start():
+    weights = {"a": torch.ones(3, 4), "b": torch.zeros(3, 2, 2)}
+    start = Start(weights, drawn_by(nn.Linear(1, 1)), stacked=True)
+    weights["a"][1] += 2
+    distance = start_measures(start.sums(weights))[:, 0]
+    assert distance.tolist() == [0, 4, 0, 0, 0, 0]
+    resumed = Start(weights, drawn_by(nn.Linear(1, 1)), stacked=True, resumed=[])
+    assert resumed.sums(weights)[:, 0].tolist() == [0] * 6, "nothing was counted"
 
 
 def test_drawing_leaves_the_global_generator_alone(model):

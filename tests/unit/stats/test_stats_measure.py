@@ -171,7 +171,7 @@ def test_an_empty_tensor_measures_zero():
     assert set(weights(empty).values()) == {0.0}
     assert set(gradients(empty).values()) == {0.0}
     assert rms_of(change_sums([empty], [empty])).tolist() == [0.0]
-    assert start_sums(empty, empty).tolist() == [[0.0] * 5]
+    assert start_sums([empty], [empty]).tolist() == [[0.0] * 5]
     assert histogram_counts([empty]).sum() == 0
 
 
@@ -196,7 +196,7 @@ def test_members_of_a_stacked_tensor_measure_as_each_alone(shape):
         torch.testing.assert_close(sums([stack], stacked=True), sums(alone), rtol=1e-12, atol=1e-12)
     pairs = change_sums([stack], [before], stacked=True), change_sums(alone, list(before.reshape(4, -1)))
     torch.testing.assert_close(*pairs, rtol=1e-12, atol=0)
-    assert start_sums(stack, before, stacked=True).shape == (4, 5)
+    assert start_sums([stack], [before], stacked=True).shape == (4, 5)
     assert weight_sums([stack[:, :0] if stack.ndim > 1 else stack[:0]], stacked=True).shape[1] == len(WEIGHT)
 
 
@@ -265,7 +265,7 @@ def test_distance_and_cosine_agree_with_float64(size, tolerance, move):
     start = normal(size)
     now = move(start)
     expected_distance, expected_cosine = reference_start(now, start)
-    distance, cosine = start_measures(start_sums(now, start))[0].tolist()
+    distance, cosine = start_measures(start_sums([now], [start]))[0].tolist()
     assert distance == pytest.approx(expected_distance, rel=tolerance)
     assert cosine == pytest.approx(expected_cosine, rel=tolerance, abs=tolerance)
 
@@ -274,24 +274,24 @@ def test_distance_and_cosine_agree_with_float64(size, tolerance, move):
 def test_the_cosine_of_a_small_move_keeps_its_distance_from_one(size):
     start = normal(size)
     now = start + 1e-4 * normal(size, seed=1)
-    away = 1 - start_measures(start_sums(now, start))[0, 1].item()
+    away = 1 - start_measures(start_sums([now], [start]))[0, 1].item()
     assert away == pytest.approx(1 - reference_start(now, start)[1], rel=1e-3)
     assert 1e-9 < away < 1e-7, "float32 alone tells no two numbers this near to one apart"
 
 
 @pytest.mark.parametrize("size", [1000, LARGE], ids=str)
 def test_a_parameter_that_did_not_move_has_distance_zero_and_cosine_one(size):
-    distance, cosine = start_measures(start_sums(normal(size), normal(size)))[0].tolist()
+    distance, cosine = start_measures(start_sums([normal(size)], [normal(size)]))[0].tolist()
     assert distance == 0 and cosine == pytest.approx(1.0, abs=1e-15)
 
 
 @pytest.mark.parametrize("size", [3, LARGE], ids=str)
 def test_from_zero_there_is_a_distance_and_no_cosine(size):
     now, zero = normal(size), torch.zeros(size)
-    distance, cosine = start_measures(start_sums(now, zero))[0].tolist()
+    distance, cosine = start_measures(start_sums([now], [zero]))[0].tolist()
     assert distance == pytest.approx(now.double().norm().item(), rel=1e-5)
     assert math.isnan(cosine)
-    assert math.isnan(start_measures(start_sums(zero, zero))[0, 1])
+    assert math.isnan(start_measures(start_sums([zero], [zero]))[0, 1])
 
 
 def test_the_number_of_threads_changes_no_bit():
@@ -301,7 +301,7 @@ def test_the_number_of_threads_changes_no_bit():
     try:
         for number in (1, 2, 4):
             torch.set_num_threads(number)
-            found.append((weight_sums(tensors), change_sums(tensors, before), start_sums(tensors[0], before[0])))
+            found.append((weight_sums(tensors), change_sums(tensors, before), start_sums([tensors[0]], [before[0]])))
             assert torch.get_num_threads() == number
     finally:
         torch.set_num_threads(threads)
@@ -393,5 +393,5 @@ def test_on_a_device_no_value_is_looked_at(size):
     tensor = torch.empty(size, device="meta")
     for sums in (weight_sums, gradient_sums, square_sums, histogram_counts):
         assert sums([tensor, tensor]).is_meta
-    assert change_sums([tensor], [tensor]).is_meta and start_sums(tensor, tensor).is_meta
+    assert change_sums([tensor], [tensor]).is_meta and start_sums([tensor], [tensor]).is_meta
     assert output_sums(tensor).is_meta

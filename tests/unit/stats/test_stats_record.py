@@ -150,8 +150,8 @@ def watched_on(device):
     return module, Recorder(dict(module.named_parameters()), slower=slower, outputs=outputs)
 
 
-def refuse(name, rows):
-    raise BuilderError("init", [Problem(name, "cannot be drawn")])
+def refuse(parts):
+    raise BuilderError("init", [Problem(name, "cannot be drawn") for name, _ in parts])
 
 
 def test_a_logged_step_makes_one_transfer_and_waits_for_nothing_else(monkeypatch):
