@@ -151,7 +151,7 @@ class OutputWatch:
         tensor = _first_tensor(output)
         if tensor is None or self.paused or not matches(path, self._patterns):
             return
-        with torch.no_grad(), _full_precision(tensor.device.type):
+        with torch._C.DisableTorchFunction(), torch.no_grad(), _full_precision(tensor.device.type):
             layer = self._found.setdefault(path, Layer(kind))
             call = self._calls[path] = self._calls.get(path, -1) + 1
             values = tensor.detach()

@@ -32,7 +32,6 @@ from builder.stats.columns import (
     HISTOGRAM,
     HISTOGRAM_SHARE,
     MEASURES,
-    OUTPUT_MEASURES,
     SPECTRAL_MEASURES,
     START_MEASURES,
     UPDATE_MEASURES,
@@ -42,6 +41,7 @@ from builder.stats.distance import Start
 from builder.stats.measure import (
     COUNTED,
     GRADIENT,
+    OUTPUT,
     WEIGHT,
     change_sums,
     gradient_measures,
@@ -366,21 +366,28 @@ def _listed(values: Tensor, count: Tensor, *, whole_numbers: bool = False) -> li
 
 
 def _output_columns(step: int, epoch: int, layers: Mapping[str, Layer], sums: Mapping[str, Tensor]) -> Columns:
-    rows = [_output_row(path, sums) for path in layers]
     columns: Columns = {
-        "step": [step] * len(rows),
-        "epoch": [epoch] * len(rows),
+        "step": [step] * len(layers),
+        "epoch": [epoch] * len(layers),
         "layer": list(layers),
         "kind": [layer.kind for layer in layers.values()],
-        "member": list[int | None]([None]) * len(rows),
+        "member": list[int | None]([None]) * len(layers),
     }
-    return columns | {measure: [row[measure] for row in rows] for measure in OUTPUT_MEASURES}
+    table = torch.cat([sums[f"{path} sums"] for path in layers]) if layers else torch.zeros(0, len(OUTPUT))
+    mean, std, rms, nonfinite = output_measures(table).T.tolist()
+    return columns | {
+        "mean": mean,
+        "std": std,
+        "rms": rms,
+        "dead": [_share_of_zeros(sums.get(f"{path} alive")) for path in layers],
+        "saturated": [_per(sums.get(f"{path} beyond"), sums[f"{path} sums"]) for path in layers],
+        "nonfinite": [int(count) for count in nonfinite],
+    }
 
 
-def _output_row(path: str, sums: Mapping[str, Tensor]) -> dict[str, Any]:
-    of = sums[f"{path} sums"]
-    mean, std, rms, nonfinite = output_measures(of)[0].tolist()
-    alive, beyond = sums.get(f"{path} alive"), sums.get(f"{path} beyond")
-    dead = None if alive is None else (alive == 0).double().mean().item()
-    saturated = None if beyond is None else (beyond[0, 0] / of[0, 0]).item()
-    return dict(mean=mean, std=std, rms=rms, dead=dead, saturated=saturated, nonfinite=int(nonfinite))
+def _share_of_zeros(alive: Tensor | None) -> float | None:
+    return None if alive is None else (alive == 0).double().mean().item()
+
+
+def _per(beyond: Tensor | None, of: Tensor) -> float | None:
+    return None if beyond is None else (beyond[0, 0] / of[0, 0]).item()

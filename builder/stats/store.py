@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +55,24 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             clear_parts(folder)
         self._flush_every = flush_every
-        self._waiting: dict[str, list[polars.DataFrame]] = {kind: [] for kind in _SCHEMAS}
+        self._waiting: dict[str, list[Columns]] = {kind: [] for kind in _SCHEMAS}
         numbers = [int(file.stem) for folder in self._folders.values() for file in _files(folder)]
         self._next = max(numbers, default=-1) + 1
 
     def append(self, parameters: Columns, outputs: Columns | None = None) -> None:
         """Takes one logged step, and writes files when enough of them wait."""
-        self._waiting[PARAMETERS].append(polars.DataFrame(parameters, schema=SCHEMA))
+        self._waiting[PARAMETERS].append(parameters)
         if outputs is not None:
-            self._waiting[OUTPUTS].append(polars.DataFrame(outputs, schema=OUTPUT_SCHEMA))
+            self._waiting[OUTPUTS].append(outputs)
         if len(self._waiting[PARAMETERS]) >= self._flush_every:
             self.flush()
 
     def flush(self) -> None:
         """Writes what waits; on return it is on the disk. Writes no file where nothing waits."""
-        waiting = {kind: polars.concat(frames) for kind, frames in self._waiting.items() if frames}
-        for kind, rows in waiting.items():
+        waiting = {kind: steps for kind, steps in self._waiting.items() if steps}
+        for kind, steps in waiting.items():
+            columns = {name: [*chain.from_iterable(step[name] for step in steps)] for name in steps[0]}
+            rows = polars.DataFrame(columns, schema=_SCHEMAS[kind])
             write_whole(self._folders[kind] / f"{self._next:06d}.parquet", rows.write_parquet)
             self._waiting[kind] = []
         self._next += bool(waiting)
