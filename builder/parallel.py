@@ -11,11 +11,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
 
-Own = TypeVar("Own")
+Task = Callable[[], object]
 
 
 def cores() -> int:
@@ -34,28 +33,26 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def run_all(tasks: Sequence[Callable[[Own], object]], threads: int, own: Callable[[], Own]) -> None:
+def run_all(tasks: Sequence[Task], threads: int) -> None:
     """Runs tasks in any order; the first that fails ends all.
 
     Args:
-        tasks: Each is called with what its thread has of its own.
-        threads: How many run at a time; of one, the caller's.
-        own: Makes what a thread has of its own.
+        tasks: What is to be done.
+        threads: How many run at a time; a single one is the caller's.
     """
     left = deque(tasks)
 
-    def take() -> Callable[[Own], object] | None:
+    def take() -> Task | None:
         try:
             return left.popleft()
         except IndexError:
             return None
 
     def work() -> None:
-        mine = own()
         try:
             with torch.no_grad():
                 for task in iter(take, None):
-                    task(mine)
+                    task()
         except BaseException:
             left.clear()
             raise

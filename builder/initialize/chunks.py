@@ -8,17 +8,17 @@ the chunks that cover it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from builder.initialize.draws import Fill
 from builder.initialize.streams import CHUNK, Stream
-from builder.parallel import cores, run_all
+from builder.parallel import Task, cores, run_all
 
 MOST_WHOLE = 8  # whole fills at a time: a QR takes the memory of three or four of its matrix
-Task = Callable[[Stream], object]
+_STREAM = Stream()  # a fill that fills another parameter first, as a copy does, takes nothing from its own generator
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ def fill_pieces(pieces: Sequence[Piece], seed: int) -> None:
     threads = cores() if sum(piece.out.numel() for piece in chunked) > CHUNK else 1  # starting them takes time as well
     tasks = [task for piece in chunked for task in _chunk_tasks(piece, seed)]
     tasks.sort(key=lambda task: task.part.numel(), reverse=True)  # so that threads end together
-    run_all(tasks, threads, Stream)
-    run_all([_whole_task(piece, seed) for piece in whole if piece.fill.beside], min(cores(), MOST_WHOLE), Stream)
-    run_all([_whole_task(piece, seed) for piece in whole if not piece.fill.beside], 1, Stream)
+    run_all(tasks, threads)
+    run_all([_whole_task(piece, seed) for piece in whole if piece.fill.beside], min(cores(), MOST_WHOLE))
+    run_all([_whole_task(piece, seed) for piece in whole if not piece.fill.beside], 1)
 
 
 def _chunk_tasks(piece: Piece, seed: int) -> Iterator[_ChunkTask]:
@@ -96,9 +96,9 @@ class _ChunkTask:
     first: int
     last: int
 
-    def __call__(self, stream: Stream) -> None:
+    def __call__(self) -> None:
         """Draws the chunk, in place where `part` is all of it."""
-        generator = stream.at(self.seed, self.piece.stream, self.number)
+        generator = _STREAM.at(self.seed, self.piece.stream, self.number)
         if self.part.numel() == self.last - self.first and self.part.device.type == "cpu":
             self.piece.fill.draw(self.part, generator, self.first)
             return
@@ -109,8 +109,8 @@ class _ChunkTask:
 
 
 def _whole_task(piece: Piece, seed: int) -> Task:
-    def run(stream: Stream) -> None:
-        generator = stream.at(seed, piece.stream)
+    def run() -> None:
+        generator = _STREAM.at(seed, piece.stream)
         if tuple(piece.out.shape) == piece.shape and piece.out.device.type == "cpu":
             piece.fill.draw(piece.out, generator, 0)
             return

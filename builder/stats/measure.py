@@ -103,6 +103,8 @@ def _sums(groups: Sequence[tuple[Tensor, ...]], read: passes.Read, columns: tupl
     rows = iter(passes.rows_of([member for members in read_alone.values() for member in members], read, columns))
     for number, members in read_alone.items():
         found[number] = torch.tensor([*islice(rows, len(members))], dtype=torch.float64)
+    if len(found) == 1:
+        return found[0]
     return torch.cat([found[number] for number in range(len(groups))]) if groups else torch.zeros(0, len(columns))
 
 

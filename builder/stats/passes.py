@@ -8,6 +8,7 @@ small, squares beyond the range, non-finite values. How many threads there are c
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import isfinite, isnan, nan
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from builder.parallel import run_all
+from builder.parallel import Task, run_all
 
 CHANGE = ("count", "squares")
 START = ("count", "moved", "along", "squares", "started")
@@ -31,13 +32,13 @@ Chunk = tuple[Tensor, ...]
 LARGE = 2**14  # values from which on float32 pays
 _CHUNK = 2**19  # of more values a float32 sum of squares drifts; with fewer, threads wait for the interpreter lock
 _WIDE = 2**13  # values in float64 that stay in a core's cache, and are too few for BLAS to wake another thread
-_WORTH_THREADS = 2**20  # values; starting threads takes as long as a pass over some 100,000
+_WORTH_THREADS = 2**23  # values, of which the measures take some 7 ms; starting threads takes one or two
 _TINY = 1e-30  # a mean square that float32 holds with all digits, and those of values 100 times smaller
 _NEAR = 64.0  # of two sums of squares, how many times the other one may be for their products to keep six digits
 
 
-class Scratch:
-    """A thread's own memory for one chunk: the system takes longer to give it than a pass over it takes."""
+class Scratch(threading.local):
+    """Each thread's own memory for one chunk, kept: the system takes longer to give it than a pass over it takes."""
 
     def __init__(self) -> None:
         self._values: Tensor | None = None
@@ -46,7 +47,8 @@ class Scratch:
     def values(self, count: int) -> Tensor:
         """Room for numbers."""
         if self._values is None or len(self._values) < count:
-            self._values = torch.empty(count)
+            with torch.inference_mode(False):
+                self._values = torch.empty(count)
         return self._values[:count]
 
     def flags(self, count: int) -> NDArray[np.bool_]:
@@ -56,8 +58,8 @@ class Scratch:
         return self._flags[:count]
 
 
-_NO_SCRATCH = Scratch()  # for what is read in float64, which needs none
-Read = Callable[[Chunk, Names, Scratch], list[float]]
+_SCRATCH = Scratch()
+Read = Callable[[Chunk, Names], list[float]]
 """From a chunk to its sums."""
 
 
@@ -70,22 +72,22 @@ def rows_of(members: Sequence[Chunk], read: Read, columns: Names) -> Rows:
         columns: Which sums.
     """
     found: list[Rows] = []
-    tasks: list[Callable[[Scratch], None]] = []
+    tasks: list[Task] = []
     for member in members:
         if member[0].numel() < LARGE:  # ends before a thread would have the interpreter lock
-            found.append([read(member, columns, _NO_SCRATCH)])
+            found.append([read(member, columns)])
             continue
         chunks = [*zip(*(torch.split(tensor, _CHUNK) for tensor in member), strict=True)]
         rows: Rows = [[]] * len(chunks)
         found.append(rows)
         tasks += [partial(_read_into, rows, number, chunk, read, columns) for number, chunk in enumerate(chunks)]
     threads = torch.get_num_threads() if sum(member[0].numel() for member in members) >= _WORTH_THREADS else 1
-    run_all(tasks, threads, Scratch)
+    run_all(tasks, threads)
     return [joined_rows(rows, columns) for rows in found]
 
 
-def _read_into(rows: Rows, number: int, chunk: Chunk, read: Read, columns: Names, scratch: Scratch) -> None:
-    rows[number] = read(chunk, columns, scratch)
+def _read_into(rows: Rows, number: int, chunk: Chunk, read: Read, columns: Names) -> None:
+    rows[number] = read(chunk, columns)
 
 
 def joined_rows(rows: Rows, columns: Names) -> list[float]:
@@ -108,32 +110,32 @@ def joined_rows(rows: Rows, columns: Names) -> list[float]:
 # ---- what is read of a chunk ---------------------------------------------------------------------------------------
 
 
-def values(chunk: Chunk, columns: Names, scratch: Scratch) -> list[float]:
+def values(chunk: Chunk, columns: Names) -> list[float]:
     """Sums over one tensor's values."""
     if _is_large(chunk):
-        found = _quick_values(chunk[0].float(), columns, scratch)
+        found = _quick_values(chunk[0].float(), columns)
         if not _has_lost_digits(found):
             return [found[column] for column in columns]
     return _exact(chunk, columns, lambda x: _exact_values(x, columns))
 
 
-def changes(chunk: Chunk, columns: Names, scratch: Scratch) -> list[float]:
+def changes(chunk: Chunk, columns: Names) -> list[float]:
     """Sums over the difference of two tensors."""
     if _is_large(chunk):
-        squares = _quick_moved(chunk, scratch)
+        squares = _quick_moved(chunk)
         if squares is not None:
             return [float(chunk[0].numel()), squares]
     return _exact(chunk, columns, lambda new, old: _exact_values(new - old, columns))
 
 
-def products(chunk: Chunk, columns: Names, scratch: Scratch) -> list[float]:
+def products(chunk: Chunk, columns: Names) -> list[float]:
     """Sums over two tensors, their product and their difference.
 
     In float32 the product follows from the three squares: so nearly parallel tensors, whose own product would lose the
     digits in which they differ, keep the digits of their difference.
     """
     if _is_large(chunk):
-        count, moved = chunk[0].numel(), _quick_moved(chunk, scratch)
+        count, moved = chunk[0].numel(), _quick_moved(chunk)
         new, old = (_dot(tensor.float()) for tensor in chunk)
         from_zero = old == 0 and not np.any(chunk[1].float().numpy())
         near = _is_held(old, count) and old / _NEAR < new < old * _NEAR
@@ -150,7 +152,7 @@ def _is_large(chunk: Chunk) -> bool:
 # ---- in float32 ----------------------------------------------------------------------------------------------------
 
 
-def _quick_values(chunk: Tensor, columns: Names, scratch: Scratch) -> dict[str, float]:
+def _quick_values(chunk: Tensor, columns: Names) -> dict[str, float]:
     found = {"count": float(chunk.numel()), "nonfinite": 0.0}
     if "low" in columns:
         found["low"], found["high"] = (value.item() for value in torch.aminmax(chunk))
@@ -160,15 +162,15 @@ def _quick_values(chunk: Tensor, columns: Names, scratch: Scratch) -> dict[str, 
         found["around"] = found["squares"] - found["total"] ** 2 / chunk.numel()
     if "zeros" in columns:  # by numpy: a third of the time of torch's comparison or count
         found["zeros"] = float(
-            chunk.numel() - np.count_nonzero(np.not_equal(chunk.numpy(), 0, out=scratch.flags(chunk.numel())))
+            chunk.numel() - np.count_nonzero(np.not_equal(chunk.numpy(), 0, out=_SCRATCH.flags(chunk.numel())))
         )
     return found
 
 
-def _quick_moved(chunk: Chunk, scratch: Scratch) -> float | None:
+def _quick_moved(chunk: Chunk) -> float | None:
     """The sum of squares of a difference, where float32 holds it."""
     new, old = chunk
-    squares = _dot(torch.sub(new.float(), old.float(), out=scratch.values(new.numel())))
+    squares = _dot(torch.sub(new.float(), old.float(), out=_SCRATCH.values(new.numel())))
     return squares if _is_held(squares, new.numel()) or (squares == 0 and torch.equal(new, old)) else None
 
 

@@ -50,8 +50,8 @@ def poisoned():
 def filled_by(threads, task_order=None, chunk=7):
     """A context in which models are filled by some threads, in some order of the tasks, in chunks of a few values."""
 
-    def run(tasks, most, own):
-        RUN(tasks if task_order is None else task_order.sample(tasks, len(tasks)), most, own)
+    def run(tasks, most):
+        RUN(tasks if task_order is None else task_order.sample(tasks, len(tasks)), most)
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -221,6 +221,15 @@ def test_default_device_of_the_caller_changes_nothing(place):
         finally:
             torch.set_default_device(None)
     assert_same_bits(found, expected)
+
+
+def test_a_build_in_inference_mode_leaves_nothing_of_it_behind(conf_models):
+    with torch.inference_mode():
+        stream = chunks.Stream()
+    with mock.patch.object(chunks, "_STREAM", stream):
+        with torch.inference_mode():
+            inside = builder.build(conf_models["digits_mlp"]).state_dict()
+        assert_same_bits(inside, builder.build(conf_models["digits_mlp"]).state_dict())
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not tell")

@@ -294,7 +294,8 @@ def test_from_zero_there_is_a_distance_and_no_cosine(size):
     assert math.isnan(start_measures(start_sums([zero], [zero]))[0, 1])
 
 
-def test_the_number_of_threads_changes_no_bit():
+def test_the_number_of_threads_changes_no_bit(monkeypatch):
+    monkeypatch.setattr(passes, "_WORTH_THREADS", 0)
     tensors = [normal(LARGE), normal(20_000), normal(100), normal(LARGE, mean=1e6)]
     before = [tensor * 0.9 for tensor in tensors]
     found, threads = [], torch.get_num_threads()
@@ -313,6 +314,7 @@ def test_a_failure_in_a_thread_reaches_the_caller(monkeypatch):
     def fail(chunk):
         raise MemoryError("no room")
 
+    monkeypatch.setattr(passes, "_WORTH_THREADS", 0)
     monkeypatch.setattr(passes, "_dot", fail)
     with pytest.raises(MemoryError, match="no room"):
         weight_sums([normal(LARGE)])
