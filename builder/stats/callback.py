@@ -54,7 +54,7 @@ class ParameterStatistics(pl.Callback):
         directory: The run directory; the trainer's `default_root_dir` when not given.
         to_loggers: Measures that loggers get.
         outputs: Globs over the paths of layers whose outputs are measured; null: none.
-        slower_every: Of how many logged steps one has the slower measures: those below.
+        slower_every: Of how many logged steps one has the slower measures, those below; the first and last have them.
         distance: Whether distance and cosine from the initial values are measured.
         spectral_norm: Whether largest singular values are.
         effective_rank: The greatest smaller side of a matrix whose effective rank is; null: of none.
@@ -111,6 +111,8 @@ class ParameterStatistics(pl.Callback):
         self._resumed: list[str] | None = None
         self._store: Store | None = None
         self._pending: int | None = None
+        self._end: float | None = None
+        self._gathered = False
         self._clock = (0.0, 0.0, 0.0)
         self._spent = self._began = 0.0
         self._booked = (0, 0.0)
@@ -127,17 +129,18 @@ class ParameterStatistics(pl.Callback):
         self._pending = self._recorder = self._start = None
         self._budget = Budget(self._every, self._max_overhead, self._slower_every)
         self._outputs = self._output_watch(pl_module, model)
-        gathered = several and (self._outputs is not None or any(map(is_sharded, chosen.values())))
-        if self._distance and (gathered or rank == 0):
+        self._gathered = several and (self._outputs is not None or any(map(is_sharded, chosen.values())))
+        self._end = None
+        if self._distance and (self._gathered or rank == 0):
             self._start = Start(chosen, drawn_by(model), rank=rank, stacked=self._stacked, resumed=self._resumed)
-        if gathered or rank == 0:
+        if self._gathered or rank == 0:
             self._recorder = Recorder(
                 chosen,
                 stacked=self._stacked,
                 slower=Slower(self._start, self._spectral_norm, self._effective_rank),
                 outputs=self._outputs,
                 rank=rank,
-                gather=gather_all if gathered else alone,
+                gather=gather_all if self._gathered else alone,
             )
         if rank == 0:
             run_dir = trainer.default_root_dir if self._directory is None else self._directory
@@ -236,7 +239,7 @@ class ParameterStatistics(pl.Callback):
         if self._outputs is not None:
             self._outputs.detach()
             hooks = self._outputs.seconds
-        more = (self._budget.steps + 1) % self._slower_every == 0
+        more = self._budget.steps % self._slower_every == 0 or self._is_last(step, trainer)
         clips = _clips(trainer, pl_module)
         recorded = self._recorder.after_step(step, trainer.current_epoch, more=more, clips=clips, clock=self._clock)
         if self._store is not None:
@@ -251,6 +254,14 @@ class ParameterStatistics(pl.Callback):
         last, self._booked = self._booked, (step, ended)
         rest = (ended - last[1] - seconds) / max(step - last[0], 1)
         self._clock = (seconds - extra, extra, rest)
+
+    def _is_last(self, step: int, trainer: pl.Trainer) -> bool:
+        """Whether the fit ends before the next logged step; of one without an end that is known beforehand, never."""
+        if self._end is None:
+            self._end = trainer.estimated_stepping_batches
+            if self._gathered:  # all processes measure the same, or wait for each other for ever
+                self._end = trainer.strategy.broadcast(self._end)
+        return step <= self._end < step + self._budget.every
 
     def _send(self, trainer: pl.Trainer, columns: Columns, step: int) -> None:
         scalars = _scalars(columns, self._to_loggers)

@@ -112,6 +112,31 @@ def test_each_multiple_of_the_interval_is_logged_once_for_each_parameter(tmp_pat
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "measured"),
+    [
+        pytest.param({"max_steps": 31}, [4, 16, 28], id="the third in turn is the last as well"),
+        pytest.param({"max_steps": 27}, [4, 16, 24], id="the last is out of turn"),
+        pytest.param({"max_steps": -1, "max_epochs": 1}, [4, 16, 28], id="epochs"),
+        pytest.param({"max_steps": -1, "max_time": {"seconds": 600}, "limit_train_batches": 23}, [4, 16], id="no end"),
+    ],
+)
+def test_the_first_and_the_last_logged_step_have_the_slower_measures_as_well(tmp_path, options, measured):
+    statistics = ParameterStatistics(max_overhead=None, every_n_steps=4, slower_every=3)
+    stop = StopAfter(23) if "max_time" in options else pl.Callback()
+    fit(tmp_path, Lit(), [statistics, stop], **options)
+    rows = read_stats(tmp_path)
+    assert rows.filter(rows["distance"].is_not_null())["step"].unique().sort().to_list() == measured
+
+
+class StopAfter(pl.Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step >= self.step
+
+
 def test_an_accumulating_batch_is_not_a_step(tmp_path):
     module = Lit()
     fit(

@@ -10,7 +10,7 @@ def run(budget, steps, seconds, wall_of_a_step, extra=0.0):
     said, clock = [], (0.0, 0.0, 0.0)
     for step in range(1, steps + 1):
         if budget.is_due(step):
-            more = extra if (budget.steps + 1) % 10 == 0 else 0.0
+            more = extra if budget.steps % 10 == 0 else 0.0
             said.append(budget.weigh(step, *clock))
             budget.book(seconds + more)
             clock = (seconds, more, wall_of_a_step)
