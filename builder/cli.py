@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder.errors import BuilderError, Problem
@@ -108,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name in ("show", "probe"):
             command.add_argument("--json", action="store_true", help="print it as JSON")
+        if name == "probe":
+            command.add_argument("--html", type=Path, metavar="FILE", help="also write it as a page with figures")
     return parser
 
 
@@ -197,6 +200,11 @@ def _probe(given: argparse.Namespace) -> None:
         found = probe_model(_prove(given.target, given.allow))
     else:
         found = probe_run(*_plan(given.target, given.allow))
+    if given.html:
+        from builder.export import write_text
+        from builder.report.probe import probe_page
+
+        write_text(given.html, probe_page(found, " ".join(given.target)))
     if given.json:
         print(json.dumps(found.as_data(), indent=2))
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy
 
@@ -18,31 +19,48 @@ def outputs_by_depth(found: History) -> list[Drawing]:
     if "std" in found.matrices:
         matrix = found.matrices["std"]
         lines = {f"step {matrix.steps[at]:,}": matrix.values[:, at] for at in sorted({0, matrix.steps.size - 1})}
-        drawings.append(_by_depth("outputs", "Spread of outputs", lines, found, _spread_words(found, matrix)))
+        words = _spread_words(found, matrix)
+        drawings.append(by_depth("outputs", "Spread of outputs", lines, found.names, words, "std of the output"))
     shares = {name: found.matrices[name] for name in ("dead", "saturated") if name in found.matrices}
     if shares:
         lines = {f"{name} at step {matrix.steps[-1]:,}": matrix.values[:, -1] for name, matrix in shares.items()}
         words = " ".join(_share_words(found, name, matrix) for name, matrix in shares.items())
-        drawings.append(_by_depth("dead", "Dead and saturated units", lines, found, words, share=True))
+        drawings.append(shares_by_depth("dead", "Dead and saturated units", lines, found.names, words))
     return drawings
 
 
-def _by_depth(
-    key: str, title: str, lines: Mapping[str, Floats], found: History, words: str, *, share: bool = False
+def by_depth(
+    key: str, title: str, lines: Mapping[str, Floats], names: Sequence[str], words: str, measure: str
 ) -> Drawing:
-    layout = axes("share of units" if share else "std of the output", log_x=not share)
-    if share:
-        layout["xaxis"] |= {"range": [-0.02, 1.02], "tickformat": ".0%"}
-    else:
-        del layout["xaxis"]["dtick"]  # often less than a decade
-    depth = numpy.arange(len(found.names))
+    """Lines over the layers, the first of which is at the top, on a log scale.
+
+    Args:
+        key: Names the figure in the page.
+        title: Its heading.
+        lines: By name, a value for each layer; NaN where there is none.
+        names: Of the layers.
+        words: What it shows, in words.
+        measure: Of the values.
+    """
+    layout = axes(measure, log_x=True)
+    del layout["xaxis"]["dtick"]  # often less than a decade
+    return Drawing(key, title, words, _lines(lines, names, "%{x:.3g}"), layout, tuple(names))
+
+
+def shares_by_depth(key: str, title: str, lines: Mapping[str, Floats], names: Sequence[str], words: str) -> Drawing:
+    """`by_depth` for shares of units, from none to all."""
+    layout = axes("share of units")
+    layout["xaxis"] |= {"range": [-0.02, 1.02], "tickformat": ".0%"}
+    return Drawing(key, title, words, _lines(lines, names, "%{x:.1%}"), layout, tuple(names))
+
+
+def _lines(lines: Mapping[str, Floats], names: Sequence[str], hover: str) -> list[dict[str, Any]]:
+    depth = numpy.arange(len(names))
     style = {"mode": "lines+markers" if depth.size <= _MOST_MARKED else "lines", "connectgaps": True}
-    hover = "%{x:.1%}" if share else "%{x:.3g}"
-    data = [
+    return [
         line(finite(values), depth, name, place, hovertemplate=hover, **style)
         for place, (name, values) in enumerate(lines.items())
     ]
-    return Drawing(key, title, words, data, layout, found.names)
 
 
 def _spread_words(found: History, matrix: Matrix) -> str:

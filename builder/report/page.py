@@ -143,7 +143,7 @@ def _header(run: RunFiles) -> Html:
 
 
 def _overview(run: RunFiles, worse: Sequence[Worst], *, watched: bool) -> Section:
-    content = [_error(run), _cards(run), _verdict_list(run.verdicts), _worst_table(worse, watched=watched)]
+    content = [_error(run), _cards(run), verdict_list(run.verdicts), _worst_table(worse, watched=watched)]
     if run.notes:
         notes = tag("ul", *(tag("li", note) for note in run.notes))
         content.append(
@@ -182,7 +182,8 @@ def _tests_first(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
     )
 
 
-def _verdict_list(verdicts: Sequence[Verdict] | None) -> Html:
+def verdict_list(verdicts: Sequence[Verdict] | None) -> Html:
+    """What the numbers say, each with the numbers behind it; None: nobody has looked."""
     heading = tag("h3", "Verdicts")
     if verdicts is None:
         return join(heading, quiet("This run was not judged."))

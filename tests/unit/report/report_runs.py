@@ -1,9 +1,13 @@
-"""Made run directories in the layout that runs write, of any size: small enough to read, large enough to measure."""
+"""Made run directories in the layout that runs write, of any size, and what a page of one sends to its script."""
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy
 import polars
@@ -146,3 +150,9 @@ def write_stats(directory: Path, kind: str, *parts: polars.DataFrame) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for place, part in enumerate(parts):
         part.write_parquet(folder / f"{place:06d}.parquet")
+
+
+def payload(page: str) -> dict[str, Any]:
+    """What a page sends to its script."""
+    packed = re.search(r'<script type="text/plain" id="numbers">([^<]*)</script>', page)[1]
+    return json.loads(gzip.decompress(base64.b64decode(packed)))

@@ -14,7 +14,7 @@ import plotly
 import plotly.graph_objects
 import polars
 import pytest
-from report_runs import SIX, write_run, write_words
+from report_runs import SIX, payload, write_run, write_words
 
 from builder.cli import main
 from builder.report.assets import PLOTLY
@@ -49,11 +49,6 @@ class Elements(HTMLParser):
 
     def named(self, tag):
         return [attributes for name, attributes in self.found if name == tag]
-
-
-def payload(page):
-    packed = re.search(r'<script type="text/plain" id="numbers">([^<]*)</script>', page)[1]
-    return json.loads(gzip.decompress(base64.b64decode(packed)))
 
 
 def history_of(values, steps=None, measure="rms"):
