@@ -38,7 +38,7 @@ def run_all(tasks: Sequence[Task], threads: int) -> None:
 
     Args:
         tasks: What is to be done.
-        threads: How many run at a time; a single one is the caller's.
+        threads: How many run at a time; one of them is the caller's.
     """
     left = deque(tasks)
 
@@ -57,14 +57,13 @@ def run_all(tasks: Sequence[Task], threads: int) -> None:
             left.clear()
             raise
 
-    threads = min(threads, len(left))
+    others = min(threads, len(left)) - 1
     with one_thread_each():
-        if threads <= 1:
+        if others <= 0:
             work()
             return
-        with ThreadPoolExecutor(threads) as pool:
-            try:
-                for done in [pool.submit(work) for _ in range(threads)]:
-                    done.result()
-            finally:  # where the caller interrupts, threads end with the task that they are at
-                left.clear()
+        with ThreadPoolExecutor(others) as pool:  # leaving it waits for them
+            helping = [pool.submit(work) for _ in range(others)]
+            work()
+            for other in helping:
+                other.result()
