@@ -43,9 +43,9 @@ def train(config: DictConfig) -> None:
         print(err if isinstance(err, BuilderError) else traceback.format_exc(), file=sys.stderr)
         exit_codes.append(1 if in_sweep else 2)
         if in_sweep:
-            seconds = round(time.perf_counter() - started, 3)
+            seconds = time.perf_counter() - started
             error = str(err) or type(err).__name__
-            write_result(Path(config.run_dir), {"status": "failed", "error": error, "metrics": {}, "seconds": seconds})
+            write_result(Path(config.run_dir), "failed", seconds, error=error)
 
 
 def launch() -> int:

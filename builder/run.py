@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 import pytorch_lightning as pl
 import torch
@@ -35,6 +36,7 @@ from builder.first_batch import check_first_batch
 from builder.lit_module import LitModule, assemble, plan_run, scale_to_batch
 from builder.names import Selector
 from builder.progress import BestCheckpoint, LastCheckpoint, SaveOnException, is_terminal, progress
+from builder.report.page import REPORT
 from builder.report.write import write_report
 from builder.resume import check_tensors, read_checkpoint
 from builder.stats.callback import ParameterStatistics
@@ -63,7 +65,8 @@ def run(config: DictConfig, origin: Origin, console: Console | None = None) -> d
     """Fits and tests what a config says; returns the final metrics.
 
     Raises:
-        BuilderError: The config is refused; the run directory then holds the config alone.
+        BuilderError: The config is refused; the run directory then holds the config alone. Or the training failed: what
+            was learned of it is in the run directory, as after any other error and after Ctrl-C.
     """
     console = console or Console(width=None if is_terminal() else 120)
     directory = Path(config.run_dir)
@@ -85,16 +88,17 @@ def run(config: DictConfig, origin: Origin, console: Console | None = None) -> d
     _write_model(directory, lit, plan.proof.source.text, console)
     for report in plan.proof.pretrained:
         console.print(str(report), soft_wrap=True, highlight=False)
-    fitted = _fit(trainer, lit, data, checkpoint)
-    _say_cost(trainer, console)
-    metrics = _final_metrics(trainer, lit, data, test=bool(config.test))
-    _write_weights(directory, trainer, lit)
+    try:
+        fitted = _fit(trainer, lit, data, checkpoint)
+        _say_cost(trainer, console)
+        metrics = _final_metrics(trainer, lit, data, test=bool(config.test))
+        _write_weights(directory, trainer, lit)
+    except BaseException as err:
+        located = origin.locate(err) if isinstance(err, BuilderError) else err
+        _leave(directory, located, time.perf_counter() - started, report=trainer.is_global_zero)
+        raise
     references = {str(key): float(value) for key, value in getattr(data, "references", {}).items()}
-    seconds = time.perf_counter() - started
-    write_result(
-        directory,
-        {"status": "ok", "error": None, "metrics": metrics, "references": references, "seconds": round(seconds, 3)},
-    )
+    write_result(directory, "ok", time.perf_counter() - started, metrics=metrics, references=references)
     if trainer.is_global_zero:
         _write_report(directory, console)
     console.print(_result_table(metrics, references, fitted))
@@ -102,11 +106,36 @@ def run(config: DictConfig, origin: Origin, console: Console | None = None) -> d
     return metrics
 
 
-def write_result(directory: Path, result: Mapping[str, Any]) -> None:
+def write_result(
+    directory: Path,
+    status: Literal["ok", "failed", "interrupted"],
+    seconds: float,
+    *,
+    error: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+    references: Mapping[str, float] | None = None,
+) -> None:
     """Writes a run's `result.json`, with the overrides that Hydra wrote beside it."""
     overrides = directory / ".hydra" / "overrides.yaml"
-    given = OmegaConf.to_container(OmegaConf.load(overrides)) if overrides.is_file() else []
-    write_text(directory / "result.json", json.dumps({"overrides": given, **result}, indent=2) + "\n")
+    result = {
+        "overrides": OmegaConf.to_container(OmegaConf.load(overrides)) if overrides.is_file() else [],
+        "status": status,
+        "error": error,
+        "metrics": dict(metrics or {}),
+        "references": dict(references or {}),
+        "seconds": round(seconds, 3),
+    }
+    write_text(directory / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def _leave(directory: Path, err: BaseException, seconds: float, *, report: bool) -> None:
+    """Leaves what a run that did not come to its end can show."""
+    interrupted = isinstance(err, KeyboardInterrupt | SystemExit)  # Lightning makes the one into the other
+    error = None if interrupted else str(err) or type(err).__name__
+    write_result(directory, "interrupted" if interrupted else "failed", seconds, error=error)
+    if report:
+        _write_report(directory, Console(stderr=True))
+        print(f"the run so far: {directory / REPORT}", file=sys.stderr)
 
 
 def _write_report(directory: Path, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -27,6 +28,13 @@ class Interrupts(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.global_step == self.batches:
             raise KeyboardInterrupt
+
+
+class Breaks(pl.Callback):
+    """Has a fault."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        1 / 0  # noqa: B018
 
 
 def test_run_leaves_its_config_source_table_metrics_events_statistics_and_checkpoints(command):
@@ -111,7 +119,27 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(command, capsys):
     assert "stopped at step 5; go on with ckpt_path=" in said
     file = said.split("ckpt_path=")[1].split()[0]
     assert file.endswith("stopped/checkpoints/interrupted.ckpt")
+    left = Path(file).parents[1]
+    result = json.loads((left / "result.json").read_text())
+    assert (result["status"], result["error"]) == ("interrupted", None)
+    assert "interrupted" in (left / "report.html").read_text() and f"the run so far: {left}" in said
     assert command(*QUIET, f"ckpt_path={file}", into="on").code == 0
+
+
+def test_a_training_that_fails_leaves_its_result_and_a_report_that_says_why(command):
+    ended = command(*SMALL, "optimizer.lr=1e9")
+    assert ended.code == 2 and ended.err.count("train/loss: is nan at step 3") == 1
+    assert (ended.result["status"], ended.result["metrics"]) == ("failed", {})
+    assert "train/loss: is nan at step 3" in ended.result["error"]
+    assert "train/loss: is nan at step 3" in (ended.directory / "report.html").read_text()
+
+
+def test_a_fault_in_code_leaves_them_as_well(command, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        command(*QUIET, "+callbacks.stop={_target_: test_run.Breaks}", into="broken")
+    result = json.loads((tmp_path / "broken" / "result.json").read_text())
+    assert (result["status"], result["error"]) == ("failed", "division by zero")
+    assert "division by zero" in (tmp_path / "broken" / "report.html").read_text()
 
 
 def test_init_seed_alone_decides_the_initial_values():
