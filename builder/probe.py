@@ -92,7 +92,7 @@ class Probe:
     Attributes:
         batch: What went through the model, in words.
         loss: Its value.
-        layers: In the order in which the model declares them.
+        layers: In the order in which they ran to their end.
         weights: In the model's order.
         verdicts: What the numbers say; none where signals and gradients keep their scale.
     """

@@ -13,7 +13,6 @@ Not measured: outputs without floating-point values (of several, the first tenso
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -111,16 +110,8 @@ class OutputWatch:
         self._handles = []
 
     def take(self) -> dict[str, Layer]:
-        """What was seen, by path in the model's order, functions behind the layers of their caller; forgets it."""
-        number = {path: at for at, path in enumerate(self._paths.values())}
-        last = {within: at for path, at in number.items() for within in _with_parents(path)}
-
-        def place(path: str) -> tuple[int, float]:
-            caller = path.rpartition(".")[0]
-            return (last[caller], -len(caller)) if path.endswith("()") else (number[path], -math.inf)
-
-        found = {path: self._found[path] for path in sorted(self._found, key=place)}
-        self._found, self.seconds = {}, 0.0
+        """What was seen, by path, in the order in which layers and functions first ended; forgets it."""
+        found, self._found, self.seconds = self._found, {}, 0.0
         return found
 
     def _begin(self, module: nn.Module, inputs: Any) -> None:
@@ -181,12 +172,6 @@ class _Activations(TorchFunctionMode):
         if name in ACTIVATIONS:
             self._see(name, output)
         return output
-
-
-def _with_parents(path: str) -> list[str]:
-    """A path, and those of all modules around it, from the model's own, which is empty."""
-    parts = path.split(".")
-    return ["", *(".".join(parts[: end + 1]) for end in range(len(parts)))]
 
 
 def _full_precision(device: str) -> AbstractContextManager[Any]:

@@ -96,7 +96,9 @@ def read_stats(run_dir: str | Path) -> polars.DataFrame:
 
 
 def read_outputs(run_dir: str | Path) -> polars.DataFrame:
-    """The statistics of a run's layer outputs: one row for each logged step and layer; else as `read_stats`.
+    """The statistics of a run's layer outputs: one row for each logged step and layer, in the order in which they ran.
+
+    Else as `read_stats`.
 
     Raises:
         BuilderError: If the directory does not exist.

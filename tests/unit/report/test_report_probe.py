@@ -39,10 +39,10 @@ def across(trace):
 
 def test_page_says_what_the_probe_found(found):
     page = probe_page(found, "<model>")
-    assert "Probe of &lt;model&gt;" in page and "Nothing was found to be wrong" in page
+    assert "Probe of &lt;model&gt;" in page and "Nothing was found beyond the bounds" in page
     for layer in found.layers:
         assert layer.layer in page
-    words = f"The rms of the output is {found.layers[0].rms:.3g} in low and {found.layers[-1].rms:.3g} in relu()."
+    words = f"The rms of the output is {found.layers[0].rms:.3g} in low and {found.layers[-1].rms:.3g} in top."
     assert words in page
     assert "No layer has dead units. No layer has saturated units." in page
 
@@ -52,7 +52,7 @@ def test_figures_hold_a_point_for_each_layer_and_are_ones_that_plotly_knows(foun
     assert list(drawn) == ["outputs", "gradients", "dead"]
     for drawing in drawn.values():
         plotly.graph_objects.Figure(drawing["data"], drawing["layout"])
-        assert drawing["rows"] == ["low", "gate", "top", "relu()"]
+        assert drawing["rows"] == ["low", "gate", "relu()", "top"]
     assert across(drawn["outputs"]["data"][0]) == pytest.approx([layer.rms for layer in found.layers], rel=1e-3)
     assert [trace["name"] for trace in drawn["dead"]["data"]] == ["dead", "saturated"]
 

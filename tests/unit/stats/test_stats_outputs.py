@@ -48,11 +48,11 @@ def batch(seed=0, size=5):
     return torch.randn(size, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def test_every_layer_that_ran_has_a_row_in_the_models_order():
+def test_every_layer_that_ran_has_a_row_in_the_order_in_which_they_ended():
     rows = seen(Model(), [batch()])
-    assert list(rows) == ["block", "block.0", "block.1", "conv", "conv.0", "conv.1", "gate", "rnn"]
+    assert list(rows) == ["block.0", "block.1", "block", "conv.0", "conv.1", "conv", "gate", "rnn"]
     assert [row["kind"] for row in rows.values()] == [
-        "Sequential", "Linear", "ReLU", "Sequential", "Conv1d", "Tanh", "Sigmoid", "LSTM",
+        "Linear", "ReLU", "Sequential", "Conv1d", "Tanh", "Sequential", "Sigmoid", "LSTM",
     ]  # fmt: skip
 
 
@@ -198,12 +198,13 @@ class Functional(nn.Module):
         return self.act(x).relu()
 
 
-def test_functions_stand_behind_the_layers_of_their_caller():
+def test_functions_stand_where_they_are_called():
     rows = seen(Functional(), [batch()])
     assert list(rows) == [
-        "blocks.0", "blocks.0.fc", "blocks.0.out", "blocks.0.relu()",
-        "blocks.1", "blocks.1.fc", "blocks.1.out", "blocks.1.relu()",
-        "act", "tanh()", "relu()",
+        "tanh()",
+        "blocks.0.fc", "blocks.0.relu()", "blocks.0.out", "blocks.0",
+        "blocks.1.fc", "blocks.1.relu()", "blocks.1.out", "blocks.1",
+        "act", "relu()",
     ]  # fmt: skip
     assert [rows[name]["kind"] for name in ("act", "relu()", "tanh()")] == ["ReLU", "relu", "tanh"]
 
@@ -276,7 +277,7 @@ def test_after_a_forward_that_fails_no_call_is_watched(failing):
     torch.relu(batch())
     assert watch.take() == {}
     model(batch(), lambda x: x)
-    assert list(watch.take()) == ["inner", "inner.fc", "inner.out", "inner.relu()"]
+    assert list(watch.take()) == ["inner.fc", "inner.relu()", "inner.out", "inner"]
 
 
 def test_outputs_without_floats_are_left_out():
