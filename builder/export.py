@@ -9,8 +9,7 @@ file that does not fit before it changes a value.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ def save_weights(module: nn.Module, file: str | Path) -> None:
         if not sharded or is_first_process():
             packed[name] = _packed(gathered)
     if packed:
-        with _refused(Path(file)):
+        with whole.refused("export", Path(file), kinds=(OSError, SafetensorError)):
             whole.write_whole(Path(file), lambda part: save_file(packed, part, metadata))
 
 
@@ -176,20 +175,8 @@ def write_text(file: Path, text: str) -> None:
     Raises:
         BuilderError: It cannot be written there.
     """
-    with _refused(file):
+    with whole.refused("export", file):
         whole.write_text(file, text)
-
-
-@contextmanager
-def _refused(file: Path) -> Iterator[None]:
-    """A context in which what keeps a file from being written is a `BuilderError`."""
-    try:
-        yield
-    except (OSError, SafetensorError) as err:
-        said = getattr(err, "strerror", None) or str(err)
-        raise BuilderError(
-            "export", [Problem(str(file), f"cannot be written: {said}", "choose another place")]
-        ) from err
 
 
 # ---- what may be read ----------------------------------------------------------------------------------------------

@@ -23,11 +23,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from builder.build import Proof, materialise
+from builder.errors import BuilderError, Problem
 from builder.explain import parameter_theory
 from builder.first_batch import check_first_batch
 from builder.lit_module import RunPlan, assemble, scale_to_batch
 from builder.run import instantiated
 from builder.shapes import made_batch
+from builder.stats.guards import in_json
 from builder.stats.outputs import OutputWatch
 from builder.stats.record import Recorder
 from builder.stats.store import OUTPUT_SCHEMA, SCHEMA
@@ -104,8 +106,9 @@ class Probe:
     verdicts: tuple[Verdict, ...]
 
     def as_data(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
-        return asdict(self) | {"verdicts": [verdict.as_data() for verdict in self.verdicts]}
+        """As plain data, for JSON, which knows no NaN: that becomes a text."""
+        data: dict[str, Any] = in_json(asdict(self) | {"verdicts": [verdict.as_data() for verdict in self.verdicts]})
+        return data
 
 
 def probe_model(proof: Proof, seed: int = 0) -> Probe:
@@ -124,6 +127,9 @@ def probe_model(proof: Proof, seed: int = 0) -> Probe:
     def loss() -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         leaves = [leaf for leaf in _tensors(module(**batch)) if leaf.requires_grad]
+        if not leaves:
+            hint = "thaw a parameter, or probe a run: python -m builder probe OVERRIDES"
+            raise BuilderError("probe", [Problem("forward", "gives nothing that has a gradient", hint)])
         noises = [torch.randn(leaf.shape, generator=generator).to(leaf.dtype) for leaf in leaves]
         return torch.stack([(leaf * noise).sum() for leaf, noise in zip(leaves, noises, strict=True)]).sum()
 

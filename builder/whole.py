@@ -8,8 +8,11 @@ the old file. Only a kill leaves a part, which nothing reads, and `clear_parts` 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from builder.errors import BuilderError, Problem
 
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:
@@ -41,6 +44,25 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
 def write_text(file: Path, text: str) -> None:
     """Writes a text file in UTF-8, its line ends as given; else as `write_whole`."""
     write_whole(file, lambda part: part.write_text(text, encoding="utf-8", newline=""))
+
+
+@contextmanager
+def refused(
+    subject: str, file: Path, hint: str = "choose another place", kinds: tuple[type[Exception], ...] = (OSError,)
+) -> Iterator[None]:
+    """A context in which what keeps a file from being written is a `BuilderError`.
+
+    Args:
+        subject: What is written, for the error.
+        file: Its place.
+        hint: What to do about it.
+        kinds: What the writer raises where it cannot write.
+    """
+    try:
+        yield
+    except kinds as err:
+        said = getattr(err, "strerror", None) or str(err)
+        raise BuilderError(subject, [Problem(str(file), f"cannot be written: {said}", hint)]) from err
 
 
 def clear_parts(folder: Path) -> None:

@@ -111,6 +111,8 @@ def _ends(lines: Mapping[str, tuple[Floats, Floats]]) -> str:
     if not ends:
         return "No run ends with a finite value."
     (low, lowest), (high, highest) = ends[0], ends[-1]
+    if len(lines) == 1:
+        return f"{lowest}: {low:.4g} at the end."
     lost = f" {len(lines) - len(ends)} end with a value that is not finite." if len(ends) < len(lines) else ""
     return f"{len(lines)} runs. Lowest at the end: {low:.4g} in {lowest}; highest: {high:.4g} in {highest}.{lost}"
 
@@ -129,6 +131,10 @@ def _course(name: str, steps: Floats, values: Floats) -> str:
         bad = f", not finite at {(~good).sum():,} of {good.size:,} points, first at step {steps[good.argmin()]:,.0f}"
     seen, at = values[good], steps[good]
     low, high = seen.argmin(), seen.argmax()
+    if seen.size == 1 and name.startswith("test/"):
+        return (
+            f"{name} {seen[0]:.4g}, of the weights that were tested, which need not be those of step {at[0]:,.0f}{bad}"
+        )
     if seen.size == 1:
         return f"{name} {seen[0]:.4g} at step {at[0]:,.0f}{bad}"
     if seen[low] == seen[high]:

@@ -42,9 +42,7 @@ def by_depth(
         words: What it shows, in words.
         measure: Of the values.
     """
-    layout = axes(measure, log_x=True)
-    del layout["xaxis"]["dtick"]  # often less than a decade
-    return Drawing(key, title, words, _lines(lines, names, "%{x:.3g}"), layout, tuple(names))
+    return Drawing(key, title, words, _lines(lines, names, "%{x:.3g}"), axes(measure, log_x=True), tuple(names))
 
 
 def shares_by_depth(key: str, title: str, lines: Mapping[str, Floats], names: Sequence[str], words: str) -> Drawing:

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 LINES = ("#3b82c4", "#d9660b", "#1a9c72", "#b0589f", "#8a8f98", "#a9861b")  # at least 3 : 1 on white and on black
 DASHES = ("solid", "dash", "dot", "dashdot", "12px,3px", "longdashdot")
 GREY = LINES[4]
-_LOG = {"type": "log", "exponentformat": "e", "dtick": 1}
+_AXIS = {"zeroline": False, "exponentformat": "e"}  # plotly's own are SI prefixes: 100μ, 1.2B
+_LOG = {"type": "log", "nticks": 3, "tickformat": ".3~g"}  # each tick in full, and not 2, 5 between decades
+_WHOLE = {"tickformat": ",.12~g"}
 
 Floats = NDArray[Any]
 
@@ -51,8 +53,8 @@ class Drawing:
 def axes(x: str, y: str = "", *, log_x: bool = False, log_y: bool = False) -> dict[str, Any]:
     """A layout with two titled axes and the legend above the plot."""
     return {
-        "xaxis": {"title": {"text": escape(x)}, "zeroline": False, **(_LOG if log_x else {})},
-        "yaxis": {"title": {"text": escape(y)}, "zeroline": False, "automargin": True, **(_LOG if log_y else {})},
+        "xaxis": {"title": {"text": escape(x)}, **_AXIS, **(_LOG if log_x else _WHOLE)},
+        "yaxis": {"title": {"text": escape(y)}, **_AXIS, "automargin": True, **(_LOG if log_y else {})},
         "margin": {"l": 56, "r": 12, "t": 36, "b": 48},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "showlegend": True,

@@ -60,12 +60,12 @@ class Histograms:
         steps: Those shown, ascending.
         roots: Square root of each bin's share of the values, times 255, of shape (names, steps, bins); 0 where there is
             no histogram.
-        least_looked_at: The smallest share of a tensor's values that a histogram counted.
+        looked_at: The smallest share of each tensor's values that its histograms counted, of shape (names,).
     """
 
     steps: NDArray[numpy.int64]
     roots: NDArray[numpy.uint8]
-    least_looked_at: float
+    looked_at: NDArray[numpy.float64]
 
 
 def taken(frame: polars.LazyFrame, measures: Sequence[str], by: str = "name") -> polars.DataFrame:
@@ -155,8 +155,10 @@ def histograms(frame: polars.LazyFrame, names: Sequence[str]) -> Histograms | No
     roots = numpy.zeros((len(names), shown.size, BINS), numpy.uint8)
     where = _places(rows["label"], names).to_numpy(), numpy.searchsorted(shown, rows["step"].to_numpy())
     roots[where] = numpy.round(255 * numpy.sqrt(counts / numpy.maximum(total, 1)))
-    least = rows["histogram_share"].min() if sign != "histogram" else None
-    return Histograms(shown, roots, least if isinstance(least, float) else 1.0)
+    looked_at = numpy.ones(len(names))
+    if sign != "histogram":
+        numpy.minimum.at(looked_at, where[0], rows["histogram_share"].fill_null(1.0).to_numpy())
+    return Histograms(shown, roots, looked_at)
 
 
 def _matrix(rows: polars.DataFrame, height: int, measure: str, most: int) -> Matrix:

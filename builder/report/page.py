@@ -21,18 +21,25 @@ from builder.report.markup import Html, join, tag
 from builder.report.read import RunFiles, number, read_run
 from builder.report.tables import Column, sortable
 from builder.report.words import count_of, duration, numel_of, shape_of, state_of, value_text
-from builder.report.worst import SUMMARISED, Summary, Worst, summaries, worst
-from builder.stats.verdicts import Verdict
+from builder.report.worst import BAND, SUMMARISED, Summary, Worst, all_clear, summaries, worst
+from builder.stats.verdicts import ALL_CLEAR, Verdict
 
 REPORT = "report.html"
-_NAMES_SHOWN = 6
+_SHOWN = 6  # names of a verdict, and numbers
+_WORST_SHOWN = 10
 _UNWATCHED = History((), {})
 _NO_STATISTICS = "No statistics of parameters were taken."
 
 
 def run_page(directory: Path) -> str:
     """The report of a run as HTML."""
-    run = read_run(directory)
+    try:
+        return _run_page(read_run(directory))
+    except (OSError, polars.exceptions.PolarsError):  # a file whose footer is sound and whose middle is not
+        return _run_page(read_run(directory, thorough=True))
+
+
+def _run_page(run: RunFiles) -> str:
     order = [row["name"] for row in run.table]
     watched, summarised = _UNWATCHED, dict[str, Summary]()
     if run.parameters is not None:
@@ -40,7 +47,7 @@ def run_page(directory: Path) -> str:
         watched, summarised = history(rows, order), summaries(rows)
     worse = worst(list(summarised.values()))
     sections = [
-        _overview(run, worse, watched=bool(watched.names)),
+        _overview(run, worse, summarised),
         _curves(run),
         _maps(watched, run.cost),
         _parameter(watched, worse),
@@ -142,8 +149,8 @@ def _header(run: RunFiles) -> Html:
     return tag("p", *facts, class_="facts")
 
 
-def _overview(run: RunFiles, worse: Sequence[Worst], *, watched: bool) -> Section:
-    content = [_error(run), _cards(run), verdict_list(run.verdicts), _worst_table(worse, watched=watched)]
+def _overview(run: RunFiles, worse: Sequence[Worst], summarised: Mapping[str, Summary]) -> Section:
+    content = [_error(run), _cards(run), verdict_list(run.verdicts), _worst_table(worse, summarised)]
     if run.notes:
         notes = tag("ul", *(tag("li", note) for note in run.notes))
         content.append(
@@ -188,38 +195,45 @@ def verdict_list(verdicts: Sequence[Verdict] | None) -> Html:
     if verdicts is None:
         return join(heading, quiet("This run was not judged."))
     if not verdicts:
-        return join(heading, tag("p", "✓ Nothing was found to be wrong.", class_="healthy"))
+        return join(heading, tag("p", f"✓ {ALL_CLEAR}", class_="healthy"))
     return join(heading, tag("ul", *map(_verdict, verdicts), class_="verdicts"))
 
 
 def _verdict(verdict: Verdict) -> Html:
     sign = {"error": "✕", "warning": "▲", "info": "ℹ"}[verdict.severity]
-    shown = [tag("code", name) for name in verdict.names[:_NAMES_SHOWN]]
-    rest = verdict.names[_NAMES_SHOWN:]
-    details = [_facts({**({} if verdict.step is None else {"step": verdict.step}), **verdict.numbers})]
-    if rest:
-        details.append(tag("details", tag("summary", f"{len(rest):,} more"), *(tag("code", name) for name in rest)))
+    facts = {} if verdict.step is None else {"step": verdict.step}
+    facts |= {key: value for key, value in verdict.numbers.items() if key not in verdict.names}
+    names = [_named(name, verdict.numbers) for name in verdict.names]
+    numbers = [tag("span", f"{key}: {value_text(value)}") for key, value in facts.items()]
+    rest = [*names[_SHOWN:], *numbers[_SHOWN:]]
+    more = [tag("details", tag("summary", f"{len(rest):,} more"), *(join(each, " ") for each in rest))] if rest else []
     return tag(
         "li",
         tag("p", tag("strong", f"{sign} {verdict.severity}"), " ", tag("span", verdict.text)),
-        tag("div", *shown, *details, class_="behind"),
+        tag("div", *names[:_SHOWN], *numbers[:_SHOWN], *more, class_="behind"),
         class_=verdict.severity,
     )
 
 
-def _facts(numbers: Mapping[str, Any]) -> Html:
-    return tag("span", ", ".join(f"{key.replace('_', ' ')}: {value_text(value)}" for key, value in numbers.items()))
+def _named(name: str, numbers: Mapping[str, Any]) -> Html:
+    """A name, with the number that a verdict has of it."""
+    number_of = f" {value_text(numbers[name])}" if name in numbers else ""
+    return tag("span", tag("code", name), number_of)
 
 
-def _worst_table(worse: Sequence[Worst], *, watched: bool) -> Html:
+def _worst_table(worse: Sequence[Worst], summarised: Mapping[str, Summary]) -> Html:
     heading = tag("h3", "Parameters to look at first")
-    if not watched:
+    if not summarised:
         return join(heading, quiet(_NO_STATISTICS))
     if not worse:
-        words = "✓ None stands out: all finite, all moving, all update ratios near 1e-3."
-        return join(heading, tag("p", words, class_="healthy"))
-    rows = [tag("li", _choose(entry.name), tag("span", entry.why)) for entry in worse]
-    return join(heading, tag("ol", *rows, class_="worst"))
+        return join(heading, tag("p", f"✓ {all_clear(list(summarised.values()))}", class_="healthy"))
+    words = (
+        "Those with NaN or inf, those that never moved, and those whose median update ratio over the run is outside "
+        f"the band {BAND} in which most weights train well; the gravest first."
+    )
+    rows = [tag("li", _choose(entry.name), tag("span", entry.why)) for entry in worse[:_WORST_SHOWN]]
+    rest = [quiet(f"and {len(worse) - _WORST_SHOWN:,} more")] if len(worse) > _WORST_SHOWN else []
+    return join(heading, quiet(words), tag("ol", *rows, class_="worst"), *rest)
 
 
 def _curves(run: RunFiles) -> Section:
@@ -235,7 +249,9 @@ def curve_grid(drawings: Sequence[Drawing]) -> Html:
 
 
 def _log_switch(drawing: Drawing) -> Html:
-    return tag("label", tag("input", type="checkbox", data_log=drawing.key, autocomplete="off"), " log scale")
+    name = f"log scale of {drawing.title}"
+    box = tag("input", type="checkbox", data_log=drawing.key, autocomplete="off", aria_label=name)
+    return tag("label", box, " log scale")
 
 
 def _maps(watched: History, cost: Mapping[str, Any] | None) -> Section:

@@ -64,6 +64,8 @@ def _floats(values: Sequence[float | None]) -> Floats:
 def _words(what: str, layers: Sequence[LayerScale], measure: str) -> str:
     given = [(layer.layer, value) for layer in layers if (value := getattr(layer, measure)) is not None]
     (first, begins), (last, ends) = given[0], given[-1]
+    if len(given) == 1:
+        return f"The rms of the {what} is {begins:.3g} in {first}."
     return f"The first layer is at the top. The rms of the {what} is {begins:.3g} in {first} and {ends:.3g} in {last}."
 
 

@@ -65,12 +65,17 @@ def is_run(directory: Path) -> bool:
     return any((directory / name).exists() for name in ("config.yaml", "result.json", "metrics.csv", "stats"))
 
 
-def read_run(directory: Path) -> RunFiles:
-    """Reads a run directory; statistics are opened, and read only when they are asked for."""
+def read_run(directory: Path, *, thorough: bool = False) -> RunFiles:
+    """Reads a run directory; statistics are opened, and read only when they are asked for.
+
+    Args:
+        directory: The run directory.
+        thorough: Whether to read every file of statistics once, and leave out one that is broken in the middle.
+    """
     notes: list[str] = []
     config = _text(directory / "config.yaml", notes)
     table = _json(directory / "parameters.json", dict, notes)
-    parameters = _statistics(directory, "parameters", notes)
+    parameters = _statistics(directory, "parameters", notes, thorough=thorough)
     return RunFiles(
         directory=directory,
         result=_json(directory / "result.json", dict, notes, "the run has not ended, or was killed"),
@@ -82,7 +87,7 @@ def read_run(directory: Path) -> RunFiles:
         source=_text(directory / "model.py", notes),
         config=config,
         parameters=parameters,
-        outputs=_statistics(directory, "outputs", notes) if parameters is not None else None,
+        outputs=_statistics(directory, "outputs", notes, thorough=thorough) if parameters is not None else None,
         notes=tuple(notes),
     )
 
@@ -168,12 +173,12 @@ def _model_file(config: str | None) -> str | None:
     return yaml.safe_dump(parts, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _statistics(directory: Path, kind: str, notes: list[str]) -> polars.LazyFrame | None:
+def _statistics(directory: Path, kind: str, notes: list[str], *, thorough: bool) -> polars.LazyFrame | None:
     """All readable files of a kind as one frame, whose columns are the union of theirs."""
     files = _numbered(directory / "stats" / kind)
     if kind == "parameters" and not files:
         files = _numbered(directory / "stats")  # where versions before 0.2 kept them
-    frames = [frame for file in files if (frame := _scan(file, notes)) is not None]
+    frames = [frame for file in files if (frame := _scan(file, notes, thorough=thorough)) is not None]
     if not frames:
         notes.append(f"There are no statistics of {'layer outputs' if kind == 'outputs' else kind}.")
         return None
@@ -184,9 +189,9 @@ def _numbered(folder: Path) -> list[Path]:
     return sorted((file for file in folder.glob("*.parquet") if file.stem.isdecimal()), key=lambda file: int(file.stem))
 
 
-def _scan(file: Path, notes: list[str]) -> polars.LazyFrame | None:
+def _scan(file: Path, notes: list[str], *, thorough: bool) -> polars.LazyFrame | None:
     try:
-        columns = polars.read_parquet_schema(file)
+        columns = polars.read_parquet(file).schema if thorough else polars.read_parquet_schema(file)
     except (OSError, polars.exceptions.PolarsError) as err:
         notes.append(f"{file.parent.name}/{file.name} cannot be read: {_first_line(err)}.")
         return None

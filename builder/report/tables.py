@@ -54,7 +54,7 @@ def sortable(key: str, title: str, columns: Sequence[Column], search: str) -> Ht
         tag(
             "p",
             tag("label", f"Search {search} ", field),
-            tag("output", f"{rows:,} rows", data_count=f"table-{key}", aria_live="polite"),
+            tag("output", f"{rows:,} row{'' if rows == 1 else 's'}", data_count=f"table-{key}", aria_live="polite"),
             class_="search",
         ),
         tag("div", table, class_="scroll", role="region", tabindex=0, aria_label=f"{title}, scrollable"),
@@ -71,9 +71,10 @@ def _cell(column: Column, row: int, *, first: bool) -> Html:
     value = column.values[row]
     shown = column.cells[row] if column.cells is not None else _text(value)
     sort_by = None if value is None or value == shown else str(value)
+    kind = "number" if column.numeric else None
     if first:
-        return tag("th", shown, scope="row", data_value=sort_by)
-    return tag("td", shown, data_value=sort_by, class_="number" if column.numeric else None)
+        return tag("th", shown, scope="row", data_value=sort_by, class_=kind)
+    return tag("td", shown, data_value=sort_by, class_=kind)
 
 
 def _text(value: float | str | None) -> str:

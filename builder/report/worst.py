@@ -1,9 +1,9 @@
 """Which parameters to look at first, and why, from their whole history.
 
 Non-finite values come before everything, then parameters that never moved though they are trained, then those whose
-update is too large or too small for their weight. The measure of the last is the ratio of update to weight: about 1e-3
-is healthy, a hundred times more or less is not. A median over time is judged, so that a warm-up, or the end of a decay
-to zero, is no finding.
+update is large or small for their weight. The measure of the last is the ratio of update to weight: most weights train
+well within a decade of 1e-3. This band is narrower than that of a verdict: it says what to look at, and condemns
+nothing. A median over time is judged, so that a warm-up, or the end of a decay to zero, is no finding.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import polars
 from builder.report.figures import brief
 
 HEALTHY = (1e-4, 1e-2)  # of update_ratio: a decade to each side of 1e-3
+BAND = f"{brief(HEALTHY[0])} to {brief(HEALTHY[1])}"
 SUMMARISED = ("rms", "gradient_rms", "update_ratio", "update_rms", "nonfinite", "gradient_nonfinite")
 
 
@@ -79,10 +80,23 @@ def summaries(rows: polars.DataFrame) -> dict[str, Summary]:
     return {row["name"]: Summary(**row) for row in found.iter_rows(named=True)}
 
 
-def worst(summarised: Sequence[Summary], most: int = 10) -> list[Worst]:
+def worst(summarised: Sequence[Summary]) -> list[Worst]:
     """Those that stand out, the gravest first."""
     found = [entry for summary in summarised if (entry := _judge(summary)) is not None]
-    return sorted(found, key=lambda entry: entry.rank)[:most]
+    return sorted(found, key=lambda entry: entry.rank)
+
+
+def all_clear(summarised: Sequence[Summary]) -> str:
+    """What is true of parameters of which none stands out.
+
+    >>> all_clear([Summary("frozen")])
+    'None stands out: all are finite; no update ratio was measured.'
+    """
+    updated = sum(summary.median_ratio is not None for summary in summarised)
+    if not updated:
+        return "None stands out: all are finite; no update ratio was measured."
+    ratios = f"of each with updates ({updated:,}) the median update ratio over the run is {BAND}"
+    return f"None stands out: all are finite, and {ratios}."
 
 
 def _judge(summary: Summary) -> Worst | None:
@@ -95,10 +109,18 @@ def _judge(summary: Summary) -> Worst | None:
         since, words = summary.first_nonfinite, " and ".join(what) or "its rms or its gradient's is NaN or inf"
         return Worst(summary.name, f"{words}, first at step {since:,}", (0, since))
     if summary.moved is False:
-        return Worst(summary.name, "never moved, though it was given updates", (1, 0))
+        return Worst(summary.name, f"no logged step moved it, {_why_still(summary.gradient_rms)}", (1, 0))
     ratio = summary.median_ratio
     if ratio is None or HEALTHY[0] <= ratio <= HEALTHY[1]:
         return None
     away = math.inf if ratio == 0 else abs(math.log10(ratio / 1e-3))
     direction = "large" if ratio > HEALTHY[1] else "small"
-    return Worst(summary.name, f"updates are {direction} for its size: median ratio {brief(ratio)}", (2, -away))
+    return Worst(
+        summary.name, f"updates are {direction} for its size: median ratio {brief(ratio)} over the run", (2, -away)
+    )
+
+
+def _why_still(gradient_rms: float | None) -> str:
+    if gradient_rms is None:
+        return "and none had a gradient of it: the loss may not reach it"
+    return f"though it had a gradient, of rms {brief(gradient_rms)} at last"

@@ -151,7 +151,7 @@ class ParameterStatistics(pl.Callback):
         self._booked = (trainer.global_step, self._began)
 
     def _output_watch(self, pl_module: pl.LightningModule, model: nn.Module) -> OutputWatch | None:
-        compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in pl_module.modules())
+        compiled = any(map(_is_compiled, pl_module.modules()))
         return None if self._patterns is None or compiled else OutputWatch(model, self._patterns)
 
     def on_train_batch_start(
@@ -286,6 +286,11 @@ class ParameterStatistics(pl.Callback):
             self._outputs.detach()
         self._flush()
         self._recorder = self._pending = self._store = None
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether by `module.compile()` or by `torch.compile(module)`."""
+    return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
 
 
 def _clips(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:

@@ -67,7 +67,9 @@ class NonFiniteGuard(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Looks at the gradients, now and then."""
-        if self._action != "ignore" and self._is_due(trainer):
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scales = scaler is not None and scaler.is_enabled()  # it skips a step that overflows, and recovers
+        if self._action != "ignore" and self._is_due(trainer) and not scales:
             found = nonfinite_gradients(pl_module)
             if not _everywhere(trainer, not found):
                 cause = "in another process"
@@ -129,10 +131,8 @@ def judged(run_dir: Path) -> list[dict[str, Any]] | None:
         return None
     table = run_dir / "parameters.json"
     rows = json.loads(table.read_text(encoding="utf-8"))["parameters"] if table.is_file() else []
-    found = [verdict.as_data() for verdict in verdicts(parameters, outputs, rows)]
-    return [
-        verdict | {"numbers": {key: _plain(value) for key, value in verdict["numbers"].items()}} for verdict in found
-    ]
+    found: list[dict[str, Any]] = in_json([verdict.as_data() for verdict in verdicts(parameters, outputs, rows)])
+    return found
 
 
 def _largest_weight(module: nn.Module) -> str:
@@ -167,10 +167,27 @@ def _everywhere(trainer: pl.Trainer, holds: bool) -> bool:
 
 def _remedy(trainer: pl.Trainer) -> str:
     kept = [str(getattr(callback, "best_model_path", "")) for callback in trainer.checkpoint_callbacks]
-    kept = [path for path in kept if path]
+    kept = [path for path in kept if path and _is_finite(path)]
     back = f"the last good checkpoint is {kept[-1]}\n" if kept else ""
     return f"{back}try a smaller optimizer.lr, trainer.gradient_clip_val=1.0, or another init; stats.on_nonfinite=warn"
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+def _is_finite(path: str) -> bool:
+    """Whether a checkpoint can be read and its weights are finite."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception:  # a folder of shards, or what another process is writing
+        return False
+    return not _counts({name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)})
+
+
+def in_json(value: Any) -> Any:
+    """Plain data in which numbers that JSON does not know are texts."""
+    match value:
+        case dict():
+            return {key: in_json(each) for key, each in value.items()}
+        case list() | tuple():
+            return [in_json(each) for each in value]
+        case float() if not math.isfinite(value):
+            return str(value)
+    return value

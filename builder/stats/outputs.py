@@ -7,8 +7,9 @@ unit is dead if each of its values in the whole step is exactly 0.
 Activations that a forward calls as functions (`relu(x)`, `x.tanh()`) are seen as well, as `layer.relu()`: for the time
 of the model's forward its calls of torch go through a `TorchFunctionMode`, which passes them on unchanged.
 
-Not measured: outputs without floating-point values (of several, the first tensor counts), `DTensor`s, compiled models
-(a hook would compile them again), and evaluation.
+Not measured: outputs whose first part is no dense tensor of floating-point values, or is a `DTensor`, or belongs to a
+transform of `torch.func`; scripted layers, which take no hooks; models with a compiled part (a hook would compile them
+again) or with attention in eval mode (torch leaves its fast path where it sees a hook); and evaluation.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ from builder.stats.parts import is_sharded
 
 # Functions of torch; a layer's class has the same name but for its capitals.
 RELU_LIKE = frozenset(("relu", "relu6", "rrelu", "threshold", "hardshrink", "softshrink", "hardswish"))
-TANH_LIKE = frozenset(("tanh", "hardtanh", "softsign"))
+TANH_LIKE = frozenset(("tanh", "softsign"))
 SIGMOID_LIKE = frozenset(("sigmoid", "hardsigmoid"))
 ACTIVATIONS = RELU_LIKE | TANH_LIKE | SIGMOID_LIKE
 BEYOND, BELOW = 0.97, 0.03  # where an output is called saturated
 UNITS = ("alive",)
+_FAST_IN_EVAL = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 SATURATED = ("beyond",)
 
 
@@ -46,13 +48,13 @@ class Layer:
     Attributes:
         kind: Its class, or the name of a function.
         sums: (1, columns `OUTPUT`) of each call.
-        alive: By the number of the call in its forward pass: whether each unit was ever anything but 0, as 0 and 1.
+        alive: By the number of the call in its forward pass, and of units: whether each was ever anything but 0.
         beyond: How many values were saturated, of each call; None where nothing saturates.
     """
 
     kind: str
     sums: list[Tensor] = field(default_factory=list)
-    alive: dict[int, Tensor] = field(default_factory=dict)
+    alive: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     beyond: list[Tensor] = field(default_factory=list)
 
     def tables(self) -> dict[str, tuple[tuple[str, ...], Tensor]]:
@@ -94,20 +96,25 @@ class OutputWatch:
         return bool(self._handles)
 
     def attach(self) -> None:
-        """Adds the hooks."""
+        """Adds the hooks, where they change nothing that the model does."""
+        if any(isinstance(module, _FAST_IN_EVAL) and not module.training for module in self._paths):
+            return
         for module, path in self._paths.items():
-            if module is self._model:
-                self._handles.append(module.register_forward_pre_hook(self._begin))
-                self._handles.append(module.register_forward_hook(self._end, always_call=True))
-            else:
-                self._handles.append(module.register_forward_pre_hook(self._enter))
-                self._handles.append(module.register_forward_hook(partial(self._leave, path), always_call=True))
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            begin, end = (
+                (self._begin, self._end) if module is self._model else (self._enter, partial(self._leave, path))
+            )
+            self._handles.append(module.register_forward_pre_hook(begin))
+            self._handles.append(module.register_forward_hook(end, always_call=True))
 
     def detach(self) -> None:
-        """Removes the hooks."""
+        """Removes the hooks, and what an interrupted forward has left."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._running.clear()
+        self._stop_functions()
 
     def take(self) -> dict[str, Layer]:
         """What was seen, by path, in the order in which layers and functions first ended; forgets it."""
@@ -115,12 +122,19 @@ class OutputWatch:
         return found
 
     def _begin(self, module: nn.Module, inputs: Any) -> None:
-        self._calls, self._running = {}, [module]
-        if not self.paused:
-            self._functions = _Activations(self._see_function)
-            self._functions.__enter__()  # type: ignore[no-untyped-call]
+        if not self._running:  # a model may call itself
+            self._calls = {}
+            if not self.paused:
+                self._functions = _Activations(self._see_function)
+                self._functions.__enter__()  # type: ignore[no-untyped-call]
+        self._running.append(module)
 
     def _end(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._running.pop()
+        if not self._running:
+            self._stop_functions()
+
+    def _stop_functions(self) -> None:
         if self._functions is not None:
             self._functions.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._functions = None
@@ -149,8 +163,8 @@ class OutputWatch:
             layer.sums.append(output_sums(values))
             if kind.lower() in RELU_LIKE:
                 alive = _alive(values)
-                before = layer.alive.get(call)
-                layer.alive[call] = alive if before is None else torch.maximum(alive, before)
+                units = call, len(alive)  # of which a batch of another length has others
+                layer.alive[units] = torch.maximum(alive, layer.alive[units]) if units in layer.alive else alive
             if kind.lower() in TANH_LIKE | SIGMOID_LIKE:
                 layer.beyond.append(_beyond(values, kind.lower()).view(1, 1))
         self.seconds += time.perf_counter() - started
@@ -168,6 +182,8 @@ class _Activations(TorchFunctionMode):
     ) -> Any:
         """Calls the function."""
         output = func(*args, **(kwargs or {}))
+        if torch.compiler.is_compiling():
+            return output
         name = getattr(func, "__name__", "").strip("_")  # relu_ is relu in place, _threshold is threshold
         if name in ACTIVATIONS:
             self._see(name, output)
@@ -187,8 +203,10 @@ def _kind(module: nn.Module) -> str:
 
 def _first_tensor(output: Any) -> Tensor | None:
     first = output[0] if isinstance(output, tuple | list) and output else output
-    usable = isinstance(first, Tensor) and first.is_floating_point() and first.numel() and not is_sharded(first)
-    return first if usable else None
+    if not isinstance(first, Tensor) or is_sharded(first) or first.layout != torch.strided:
+        return None
+    transformed = torch._C._functorch.is_functorch_wrapped_tensor(first)
+    return first if not transformed and first.is_floating_point() and first.numel() else None
 
 
 def _alive(values: Tensor) -> Tensor:

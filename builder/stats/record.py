@@ -92,13 +92,24 @@ def chosen_parameters(model: nn.Module, selector: Selector) -> dict[str, nn.Para
     problems = [
         Problem("stats.select", f"'{name}' is {fault}, which is not measured", "leave it out with stats.select.except")
         for name, parameter in chosen.items()
-        if (fault := "complex" if parameter.is_complex() else placement_fault(parameter))
+        if (fault := _fault(parameter))
     ]
     if not chosen:
         hint = did_you_mean(selector.match, known)
         problems.append(Problem("stats.select", f"{selector!r} matches no parameter", hint))
     raise_all("statistics", problems)
     return chosen
+
+
+def _fault(parameter: nn.Parameter) -> str:
+    """Why a parameter cannot be measured; nothing where it can."""
+    if torch.nn.parameter.is_lazy(parameter):
+        return "lazy and has no values before the first batch"
+    if parameter.is_complex():
+        return "complex"
+    if parameter.is_floating_point() and parameter.element_size() == 1:
+        return "of one byte a value"
+    return placement_fault(parameter)
 
 
 def _entry(model: nn.Module, name: str, parameter: nn.Parameter) -> _Entry:

@@ -22,6 +22,13 @@ LEAST_UPDATE, MOST_UPDATE = 1e-6, 1e-1  # of the weight's rms in one step; about
 
 GRADIENT = "gradient_rms"  # of a parameter; a probe has it of the outputs as well
 
+ALL_CLEAR = (
+    "Nothing was found beyond the bounds of a verdict, which are wide: NaN or inf, "
+    f"scales that change more than {MOST_CHANGE:g}-fold over depth, layers over {MOST_DEAD:.0%} dead or saturated, "
+    f"weights that no step moves, or that a step changes by more than {MOST_UPDATE:g} or less than {LEAST_UPDATE:g} "
+    "of their size."
+)
+
 Severity = Literal["error", "warning", "info"]
 SEVERITIES = get_args(Severity)  # the gravest first
 
@@ -103,14 +110,17 @@ def _scales_by_depth(
     if GRADIENT in outputs.columns:
         yield from _change_by_depth(layers, "layer", GRADIENT, "gradients of the outputs")
     else:
-        matrices = [row["name"] for row in table if len(row["shape"]) >= 2]
+        # of an Embedding a batch reaches a few rows, and the rms is over all of them
+        matrices = [row["name"] for row in table if len(row["shape"]) >= 2 and row.get("kind") != "Embedding"]
         rows = parameters.filter(polars.col("name").is_in(matrices)) if matrices else parameters.clear()
         yield from _change_by_depth(rows, "name", GRADIENT, "gradients of the matrices")
 
 
 def _change_by_depth(rows: polars.DataFrame, by: str, measure: str, of: str) -> Iterator[Verdict]:
     """The factor by which a line through the logarithms changes: from the first layer, of gradients from the last."""
-    rows = rows.filter(polars.col(measure).is_finite())
+    rows = rows.filter(
+        polars.col(measure).is_finite() & (polars.col(measure) > 0)
+    )  # a head that starts at zero gives 0
     if rows.is_empty():
         return
     step = int(rows["step"].to_numpy().max())
@@ -120,7 +130,7 @@ def _change_by_depth(rows: polars.DataFrame, by: str, measure: str, of: str) -> 
     names, values = _distinct(last[by]), last[measure].to_list()
     if len(values) < LEAST_LAYERS or len(names) != len(values):
         return
-    logs = [math.log(max(value, 1e-38)) for value in values]
+    logs = [math.log(value) for value in values]
     change = math.exp(_slope(logs) * (len(logs) - 1))
     if 1 / MOST_CHANGE <= change <= MOST_CHANGE:
         return

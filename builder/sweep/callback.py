@@ -15,7 +15,7 @@ from rich.console import Console
 
 from builder.errors import BuilderError
 from builder.report.write import write_report
-from builder.sweep.results import read_runs, render, summarise, write_csv
+from builder.sweep.results import metric_of_test, read_runs, render, summarise, write_csv
 
 WIDTH = 160  # in a file or a pipe, where rich would take 80 and fold the numbers
 
@@ -47,15 +47,5 @@ class ResultsTable(Callback):
             return
         results, _ = write_csv(config.hydra.sweep.dir, runs, groups)
         console.print(render(groups, metric, self.others))
-        report = write_report(config.hydra.sweep.dir)
+        report = write_report(config.hydra.sweep.dir, ranking=(metric, mode))
         console.print(f"written to {results} and {report.name}", markup=False, highlight=False, soft_wrap=True)
-
-
-def metric_of_test(monitor: str) -> str:
-    """The test metric that belongs to a monitored one.
-
-    >>> metric_of_test("val/accuracy")
-    'test/accuracy'
-    """
-    _, _, name = monitor.partition("/")
-    return f"test/{name or monitor}"

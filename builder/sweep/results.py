@@ -128,6 +128,16 @@ def summarise(runs: Sequence[Run], metric: str, mode: str) -> list[Group]:
     return sorted(groups, key=lambda group: sign * group.metrics[metric].mean if group.metrics else math.inf)
 
 
+def metric_of_test(monitor: str) -> str:
+    """The test metric that belongs to a monitored one.
+
+    >>> metric_of_test("val/accuracy")
+    'test/accuracy'
+    """
+    _, _, name = monitor.partition("/")
+    return f"test/{name or monitor}"
+
+
 def judge(run: Run, metric: str) -> Run:
     """The run as it is, or as a failed one where the metric is missing or not finite.
 

@@ -363,6 +363,14 @@ def test_a_logger_whose_package_is_missing_is_refused_with_its_name(command, pac
 # ---- several processes ---------------------------------------------------------------------------------------------
 
 
+def test_a_model_with_a_compiled_layer_trains_and_its_outputs_are_not_watched(tmp_path):
+    module = Lit()
+    module.model.fc1 = torch.compile(module.model.fc1, backend="eager")
+    fit(tmp_path, module, [ParameterStatistics(max_overhead=None, every_n_steps=1)], max_steps=2)
+    assert steps(tmp_path) == [1, 2]
+    assert read_outputs(tmp_path).is_empty()
+
+
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
     return worker("one", tmp_path_factory.mktemp("one"))

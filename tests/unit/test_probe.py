@@ -114,6 +114,22 @@ def test_command_prints_tables_and_json(target, capsys, monkeypatch, pytestconfi
     assert data["verdicts"] == []
 
 
+def test_a_model_without_a_gradient_is_refused(refusal):
+    problem = refusal(probe_model, prove(DEEP, freeze={"all": {"match": "*"}}))
+    assert (problem.address, problem.what) == ("forward", "gives nothing that has a gradient")
+
+
+def test_what_is_no_number_is_a_text_in_json():
+    found = probe_model(prove(DEEP, init={"huge": {"policy": "normal", "std": 1e18, "min_ndim": 2}}))
+    data = json.loads(json.dumps(found.as_data(), allow_nan=False))
+    assert data["layers"][-1]["rms"] in ("nan", "inf")
+
+
+def test_a_head_that_starts_at_zero_is_no_vanishing_signal():
+    init = {"all": {"policy": "kaiming_normal", "min_ndim": 2}, "head": {"policy": "zeros", "match": "head.*"}}
+    assert not {verdict.kind for verdict in probe_model(prove(DEEP, init=init)).verdicts} & {"vanishing", "exploding"}
+
+
 def test_outputs_that_overflow_are_the_gravest_verdict():
     found = probe_model(prove(DEEP, init={"huge": {"policy": "normal", "std": 1e18, "min_ndim": 2}}))
     assert (found.verdicts[0].kind, found.verdicts[0].severity) == ("nonfinite", "error")

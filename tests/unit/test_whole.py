@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from builder.whole import clear_parts, write_text, write_whole
+from builder.errors import BuilderError
+from builder.whole import clear_parts, refused, write_text, write_whole
 
 
 @pytest.fixture
@@ -92,6 +93,15 @@ def test_writer_that_wrote_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_whole(tmp_path / "a.txt", lambda part: None)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), EOFError("No space left on device")])
+def test_refused_write_names_its_place_and_a_way_out(tmp_path, fault):
+    with (
+        pytest.raises(BuilderError, match=r"export: 1 problem\n.*file: cannot be written: No space.*\n      elsewhere"),
+        refused("export", tmp_path / "file", "elsewhere", kinds=(OSError, EOFError)),
+    ):
+        raise fault
 
 
 def test_no_descriptor_stays_open(tmp_path):

@@ -1,8 +1,9 @@
 "use strict";
 (async () => {
-  const NOTHING = -32768, ZERO = -32000, BAD = 32767, UNIT = 100;
+  const NOTHING = 65533, ZERO = 65534, BAD = 65535, DIGITS = 900, LOWEST = -44;  // as maps.py sends values
   const FONT = 12, BLUE = "#3b82c4", ORANGE = "#d9660b", GREEN = "#1a9c72", PURPLE = "#b0589f", GREY = "#8a8f98";
   const nonce = document.currentScript.nonce;
+  const coarse = matchMedia("(pointer: coarse)").matches;  // a finger scrolls: it cannot also drag a zoom
   const plots = [...document.querySelectorAll(".plot")];
   const tip = document.getElementById("tip");
   const decoded = {};
@@ -21,21 +22,25 @@
   const sortValue = (row, column, numeric) => {
     const cell = row.cells[column];
     const text = cell.dataset.value ?? cell.textContent;
-    return numeric ? (text === "" ? NaN : Number(text === "inf" ? Infinity : text)) : text;
+    return numeric ? (text === "" ? NaN : Number(text.replace(/inf$/, "Infinity"))) : text;
   };
 
-  function sortBy(header) {
+  const givenOrder = new Map();
+
+  function sortBy(header) {  // up, down, and back to the order that the rows came in
     const table = header.closest("table"), body = table.tBodies[0];
+    if (!givenOrder.has(table)) givenOrder.set(table, [...body.rows]);
     const numeric = header.dataset.kind === "number", column = header.cellIndex;
-    const down = header.getAttribute("aria-sort") === "ascending";
+    const order = { none: "ascending", ascending: "descending", descending: "none" }[header.getAttribute("aria-sort")];
     for (const other of header.parentNode.cells) other.setAttribute("aria-sort", "none");
-    header.setAttribute("aria-sort", down ? "descending" : "ascending");
+    header.setAttribute("aria-sort", order);
+    if (order === "none") return body.append(...givenOrder.get(table));
     const keyed = [...body.rows].map(row => [sortValue(row, column, numeric), row]);
     const collator = new Intl.Collator("en", { numeric: true });
     const empty = value => (numeric ? Number.isNaN(value) : value === "");
     keyed.sort(([a], [b]) => {
       if (empty(a) || empty(b)) return empty(a) - empty(b);
-      return (numeric ? a - b : collator.compare(a, b)) * (down ? -1 : 1);
+      return (numeric ? a - b : collator.compare(a, b)) * (order === "descending" ? -1 : 1);
     });
     body.append(...keyed.map(([, row]) => row));
   }
@@ -76,16 +81,18 @@
     return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
   };
 
+  const LOGS = Float32Array.from({ length: DIGITS }, (_, digits) => Math.log10((digits + 100) / 100));
+
   function matrix(measure) {  // decimal logarithms, a row a parameter; `bad` marks what is not finite
     if (decoded[measure]) return decoded[measure];
     const { steps, codes } = numbers.parameters.matrices[measure];
-    const raw = new Int16Array(bytesOf(codes).buffer), wide = steps.length;
+    const raw = new Uint16Array(bytesOf(codes).buffer), wide = steps.length;
     const z = [], bad = [];
     for (let start = 0; start < raw.length; start += wide) {
       const row = new Float32Array(wide), marks = new Float32Array(wide);
       for (let i = 0; i < wide; i++) {
         const code = raw[start + i];
-        row[i] = code === NOTHING || code === BAD ? NaN : code === ZERO ? -99 : code / UNIT;
+        row[i] = code === NOTHING || code === BAD ? NaN : code === ZERO ? -99 : Math.floor(code / DIGITS) + LOWEST + LOGS[code % DIGITS];
         marks[i] = code === BAD ? 1 : NaN;
       }
       z.push(row);
@@ -97,7 +104,8 @@
   const shown = (log, bad) => {
     if (bad === 1) return "NaN or inf";
     if (log < -90) return "0";
-    return log < -3 || log > 5 ? (10 ** log).toExponential(1) : Number((10 ** log).toPrecision(2)).toString();
+    const text = Number((10 ** log).toPrecision(3));
+    return log < -3 || log > 5 ? text.toExponential() : text.toString();
   };
   const plain = text => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const clipped = (text, most) => {
@@ -105,6 +113,8 @@
     const tail = Math.ceil(most * 0.6);
     return text.slice(0, most - tail - 1) + "…" + text.slice(-tail);
   };
+
+  const unescaped = html => new DOMParser().parseFromString(html, "text/html").documentElement.textContent;
 
   // ---- figures ----
 
@@ -115,10 +125,11 @@
 
   function themed(layout) {
     const { text, page, line } = colours();
-    const axis = { gridcolor: line, linecolor: line, tickcolor: line, zerolinecolor: line };
+    const axis = { gridcolor: line, linecolor: line, tickcolor: line, zerolinecolor: line, fixedrange: coarse };
     const result = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, size: FONT, family: getComputedStyle(document.body).fontFamily } };
     result.modebar = { bgcolor: "rgba(0,0,0,0)", color: line, activecolor: text };
-    result.hoverlabel = { bgcolor: page, bordercolor: line, font: { color: text } };
+    result.hoverlabel = { bgcolor: page, bordercolor: line, font: { color: text }, namelength: -1 };
+    if (coarse) result.dragmode = false;
     for (const key of Object.keys(layout)) if (/^[xy]axis/.test(key)) result[key] = { ...layout[key], ...axis };
     return result;
   }
@@ -142,6 +153,7 @@
     return { tickmode: "array", tickvals: places, ticktext: texts.map(text => plain(clipped(text, letters))) };
   }
 
+  const LOG_AXIS = { exponentformat: "e", nticks: 3, tickformat: ".3~g" };  // as figures.py has it
   const stepTicks = steps => (steps.length > 1 ? {} : { tickmode: "array", tickvals: steps });
 
   function margins(texts, top, more = 0) {  // known beforehand, so that plotly need not draw twice to find them
@@ -161,6 +173,54 @@
   function rowAxis(figure, plot, range) {
     const blocks = figure.matrix ? numbers.parameters.blocks : figure.rows.map(blockOf);
     return { ...rowTicks(figure.rows, blocks, range, inner(figure.rows, plot), plot.clientWidth), range, automargin: false, zeroline: false };
+  }
+
+  // A screen would leave out rows and columns for which it has no pixels. Those that share one are merged, and the
+  // worst of them is shown: what is not finite, then what is farthest from healthy, or greatest.
+  function merged({ z, bad }, ratio, down, across) {
+    const wide = z[0].length, rank = (row, column) => {
+      if (bad[row][column] === 1) return Infinity;
+      const log = z[row][column];
+      return Number.isNaN(log) ? -Infinity : ratio ? Math.abs(log + 3) : log;
+    };
+    const shown = [], marks = [], from = [];
+    for (let top = 0; top < z.length; top += down) {
+      const line = new Float32Array(Math.ceil(wide / across)), mark = new Float32Array(line.length), places = [];
+      for (let group = 0; group < line.length; group++) {
+        let at = [top, group * across];
+        for (let row = top; row < Math.min(top + down, z.length); row++)
+          for (let column = group * across; column < Math.min((group + 1) * across, wide); column++)
+            if (rank(row, column) > rank(...at)) at = [row, column];
+        line[group] = z[at[0]][at[1]];
+        mark[group] = bad[at[0]][at[1]];
+        places.push(at);
+      }
+      shown.push(line);
+      marks.push(mark);
+      from.push(places);
+    }
+    return { z: shown, bad: marks, from };
+  }
+
+  function checked(bad, pixels) {  // cuts rows into strips of some 4 pixels, black and white by turns
+    const strips = Math.max(1, Math.round(pixels / 4));
+    const z = bad.flatMap((row, place) => Array.from({ length: strips }, (_, strip) =>
+      row.map((mark, column) => (mark === 1 ? (place * strips + strip + column) % 2 : NaN))));
+    return { z, strips };
+  }
+
+  function mapTraces(plot, figure, traces, range, width) {  // of the rows and columns as merged for the rows in view
+    const whole = matrix(figure.matrix), high = inner(figure.rows, plot), seen = Math.min(Math.abs(range[0] - range[1]), whole.z.length);
+    const down = Math.ceil(seen / high), across = Math.max(1, Math.ceil(whole.steps.length / Math.max(width, 1)));
+    const { z, bad, from } = merged(whole, figure.matrix === "update_ratio", down, across);
+    const x = z[0].length === whole.steps.length ? whole.steps : Array.from(z[0], (_, group) => whole.steps[Math.min((group + 1) * across, whole.steps.length) - 1]);
+    plot.from = from;
+    plot.down = down;
+    return traces.map((trace, i) => {
+      if (!i) return { ...trace, x, z, y0: (down - 1) / 2, dy: down, colorbar: sparse(trace.colorbar, plot) };
+      const { z: marks, strips } = checked(bad, (high / seen) * down), dy = down / strips;
+      return { ...trace, x, z: marks, y0: (dy - 1) / 2, dy };
+    });
   }
 
   function sparse(bar, plot) {  // fewer ticks where there is little room
@@ -183,10 +243,12 @@
       layout.height = inner(figure.rows, plot) + layout.margin.t + layout.margin.b;
     }
     if (figure.matrix) {
-      const { steps, z, bad } = matrix(figure.matrix);
-      data = data.map((trace, i) => ({ ...trace, x: steps, z: i ? bad : z, colorbar: sparse(trace.colorbar, plot) }));
+      const { steps } = matrix(figure.matrix), width = plot.clientWidth - layout.margin.l - layout.margin.r;
+      data = mapTraces(plot, figure, data, layout.yaxis.range, width);
       layout.xaxis = { ...layout.xaxis, ...stepTicks(steps), showgrid: false };
     }
+    const letters = plot.clientWidth < 560 ? 30 : 60;
+    data = data.map(trace => (trace.name?.length > letters ? { ...trace, name: plain(clipped(unescaped(trace.name), letters)) } : trace));
     return { data, layout, figure };
   }
 
@@ -194,6 +256,13 @@
     if (bin === 34) return "0";
     const power = Math.abs(bin - 34) - 27;
     return `${bin < 34 ? "−" : ""}2<sup>${power}</sup>`;
+  }
+
+  function binWords(bin) {
+    if (bin === 34) return "exact zeros,";
+    const power = Math.abs(bin - 34) - 27, sign = bin < 34 ? "−" : "";
+    if (power === -26) return `${sign}2^−25 and nearer to zero,`;
+    return power === 7 ? `${sign}2^7 and beyond,` : `${sign}2^${power} to ${sign}2^${power + 1},`.replaceAll("^-", "^−");
   }
 
   function histogramFigure(name, plot) {
@@ -211,9 +280,9 @@
       places.push(bin);
     }
     const every = Math.ceil(places.length / 10), ticks = places.filter(bin => (bin - 34) % every === 0);
-    const sample = found.least < 1 ? ` Large tensors are sampled, at least ${(found.least * 100).toPrecision(2)} % of their values.` : "";
+    const share = found.looked_at[row];
+    const sample = share < 1 ? ` A sample was counted: ${Number((share * 100).toPrecision(2))} % of its values.` : "";
     const heaviest = z.map((line, i) => [line[wide - 1] || 0, places[i]]).reduce((a, b) => (b[0] > a[0] ? b : a));
-    const text = binName(heaviest[1]).replace("<sup>", "^").replace("</sup>", "");
     return {
       data: [{
         type: "heatmap", x: found.steps, y: places, z, colorscale: "Cividis", zmin: 0, hoverongaps: false, text: places.map(binName),
@@ -224,7 +293,7 @@
         height: 420, margin: margins(ticks.map(binName), 48, 20), xaxis: { title: { text: "step" }, ...stepTicks(found.steps), showgrid: false, zeroline: false },
         yaxis: { tickmode: "array", tickvals: ticks, ticktext: ticks.map(binName), zeroline: false, title: { text: "value, by powers of two" } },
       },
-      summary: `Share of the values of ${name} in each power of two. At step ${found.steps[wide - 1].toLocaleString("en")} most lie from ${text}, ${heaviest[0].toFixed(0)} %.${sample}`,
+      summary: `Share of the values of ${name} in each power of two. At step ${found.steps[wide - 1].toLocaleString("en")} the fullest bin, ${binWords(heaviest[1])} holds ${Number(heaviest[0].toPrecision(2))} %.${sample}`,
     };
   }
 
@@ -246,7 +315,7 @@
     return {
       data, layout: {
         height: 420, margin: { l: 10, r: 12, t: 36, b: 48 }, showlegend: true, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
-        xaxis: { title: { text: "step" }, zeroline: false }, yaxis: { type: "log", dtick: 1, exponentformat: "e", automargin: true, zeroline: false },
+        xaxis: { title: { text: "step" }, zeroline: false }, yaxis: { type: "log", ...LOG_AXIS, automargin: true, zeroline: false },
       },
       summary: `${name} at the end: ${words.join(", ") || "nothing was measured"}.`,
     };
@@ -265,17 +334,28 @@
       if (plot.ticked === String(seen)) return;
       plot.ticked = String(seen);
       const { tickvals, ticktext } = rowAxis(figure, plot, seen);
-      Plotly.relayout(plot, { "yaxis.tickvals": tickvals, "yaxis.ticktext": ticktext, "yaxis.range": [...seen] });
+      const axis = { "yaxis.tickvals": tickvals, "yaxis.ticktext": ticktext, "yaxis.range": [...seen] };
+      const before = plot.down;
+      const traces = figure.matrix ? mapTraces(plot, figure, figure.data, seen, plot.clientWidth - plot.layout.margin.l - plot.layout.margin.r) : [];
+      if (plot.down === before) Plotly.relayout(plot, axis);
+      else Plotly.update(plot, { z: traces.map(({ z }) => z), y0: traces.map(({ y0 }) => y0), dy: traces.map(({ dy }) => dy) }, axis);
     });
     if (!figure.matrix) return;
+    const place = at => {
+      const strips = at.curveNumber ? at.data.z.length / plot.from.length : 1;
+      return plot.from[Math.floor(at.pointIndex[0] / strips)][at.pointIndex[1]];
+    };
     plot.on("plotly_hover", ({ points: [at], event }) => {
-      const { steps, z, bad } = matrix(figure.matrix), [row, column] = at.pointIndex;
+      const { steps, z, bad } = matrix(figure.matrix), [row, column] = place(at);
       tip.textContent = `${figure.rows[row]} · step ${steps[column].toLocaleString("en")} · ${shown(z[row][column], bad[row][column])}`;
       tip.hidden = false;
       point(event);
     });
     plot.on("plotly_unhover", () => { tip.hidden = true; });
-    plot.on("plotly_click", ({ points: [at] }) => choose(figure.rows[at.pointIndex[0]]));
+    plot.on("plotly_click", ({ points: [at] }) => {
+      tip.hidden = true;
+      choose(figure.rows[place(at)[0]], { move: true });
+    });
   }
 
   async function draw(plot) {
@@ -292,7 +372,8 @@
     plot.style.minHeight = "0";
     if (made.summary) caption.textContent = made.summary;
     const log = document.querySelector(`[data-log="${plot.dataset.figure}"]`);
-    if (log?.checked) made.layout.yaxis = { ...made.layout.yaxis, type: "log" };
+    if (log?.checked) made.layout.yaxis = { ...made.layout.yaxis, type: "log", ...LOG_AXIS };
+    if (document.documentElement.hasAttribute("data-print")) made.layout.width = plot.clientWidth;
     const first = !plot.classList.contains("js-plotly-plot");
     await Plotly.react(plot, made.data, themed(made.layout), {
       displaylogo: false, responsive: true, displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
@@ -307,11 +388,15 @@
     chosen.value = name;
     for (const plot of aboutOne) await draw(plot);
     if (!move) return;
-    document.getElementById("parameter").scrollIntoView();
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    document.getElementById("parameter").scrollIntoView({ behavior: still ? "auto" : "smooth" });
     chosen.focus({ preventScroll: true });
   }
 
   const drawAll = async () => { for (const plot of plots) if (plot.dataset.drawn) await draw(plot); };
+
+  const room = Math.floor((chosen?.clientWidth ?? 0) / 8) - 4;  // a long name is told apart by its end
+  for (const option of chosen?.options ?? []) option.textContent = clipped(option.value, Math.max(room, 20));
 
   chosen?.addEventListener("change", () => choose(chosen.value));
   for (const button of document.querySelectorAll("[data-choose]")) button.addEventListener("click", () => choose(button.dataset.choose, { move: true }));
@@ -322,6 +407,16 @@
     drawAll();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+
+  // On paper figures are as wide as the sheet and dark on white. Nothing may wait here: printing does not.
+  function redrawn(printing) {
+    if (printing) document.documentElement.dataset.theme = "light";
+    else applyTheme();
+    document.documentElement.toggleAttribute("data-print", printing);
+    for (const plot of plots) if (plot.dataset.drawn) draw(plot);
+  }
+  addEventListener("beforeprint", () => redrawn(true));
+  addEventListener("afterprint", () => redrawn(false));
 
   try {
     const [source, data] = await Promise.all([inflated("plotly"), inflated("numbers")]);

@@ -17,6 +17,7 @@ import pytest
 from report_runs import SIX, payload, write_run, write_words
 
 from builder.cli import main
+from builder.errors import BuilderError
 from builder.report.assets import PLOTLY
 from builder.report.curves import MOST_POINTS, curves
 from builder.report.figures import LINES, brief, log_range, log_ticks
@@ -183,16 +184,18 @@ def test_plotly_js_is_the_version_that_its_file_is_named_after():
     assert "MIT License" in (ASSETS / "plotly-LICENSE.txt").read_text()
 
 
-def test_matrix_is_sent_as_hundredths_of_logarithms():
-    matrix = history_of([[1e-3, 0.0, float("nan"), float("inf"), 1e-300]]).matrices["rms"]
-    codes = numpy.frombuffer(base64.b64decode(sent(matrix)["codes"]), "<i2")
-    assert codes.tolist() == [-300, -32000, -32768, 32767, -30000]
+def test_matrix_is_sent_with_three_digits_of_each_value():
+    values = [1e-3, 1.05e-2, 9.994, 9.996, 7.974, 1e-44, 1e-300, 1e300, 0.0, float("nan"), float("inf")]
+    codes = numpy.frombuffer(base64.b64decode(sent(history_of([values]).matrices["rms"])["codes"]), "<u2")
+    read = [(code % 900 + 100) / 100 * 10.0 ** (code // 900 - 44) for code in codes[:8].tolist()]
+    assert read == pytest.approx([1e-3, 1.05e-2, 9.99, 10.0, 7.97, 1e-44, 1e-44, 9.99e27], rel=1e-9)
+    assert codes[8:].tolist() == [65_534, 65_533, 65_535], "zero, nothing measured, NaN or inf"
 
 
 def test_non_finite_values_get_a_layer_of_their_own():
     (calm,), (bad,) = heat_maps(history_of([[1.0, 2.0]])), heat_maps(history_of([[1.0, float("inf")]]))
     assert len(calm.data) == 1 and len(bad.data) == 2
-    assert bad.summary.endswith("Pink: NaN or inf, in 1 of 1 parameters.")
+    assert bad.summary.endswith("Checked black and white: NaN or inf, in 1 of 1 parameters.")
 
 
 def test_few_parameters_have_a_line_each_and_many_their_spread():
@@ -204,9 +207,18 @@ def test_few_parameters_have_a_line_each_and_many_their_spread():
     assert ratio_band(history_of([[1.0]])) is None
 
 
-def test_ratios_that_are_all_zero_or_missing_are_no_error():
-    for value in (0.0, float("nan"), float("inf")):
-        assert "0 of 0" in ratio_band(history_of(numpy.full((9, 2), value), measure="update_ratio")).summary
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_ratios_that_are_all_zero_or_missing_are_drawn_in_no_band(value):
+    assert ratio_band(history_of(numpy.full((9, 2), value), measure="update_ratio")) is None
+
+
+def test_zeros_are_counted_in_words_and_invent_no_scale():
+    some = history_of([[0.0, 0.0], [1e-3, 1e-3]], measure="update_ratio")
+    assert "the median of 1 of 2 parameters" in ratio_band(some).summary
+    assert "1 have some, 1 a median of 0" in ratio_band(some).summary
+    (zeros,) = heat_maps(history_of([[0.0, 0.0]]))
+    assert "Exact zeros, in 1 of 1 parameters" in zeros.summary
+    assert "colorbar" not in zeros.data[0]
 
 
 def test_long_curve_is_thinned_by_means():
@@ -273,7 +285,7 @@ def test_report_that_cannot_be_put_in_its_place_leaves_the_old_one(run, tmp_path
     (tmp_path / "r.html").write_text("old")
     before = sorted(tmp_path.iterdir())
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(BuilderError, match="cannot be written: disk full\n      give another place by --output FILE"):
         write_report(run, tmp_path / "r.html")
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "r.html").read_text() == "old"
@@ -315,9 +327,9 @@ def test_sweep_has_its_runs_in_one_table_and_their_curves_over_one_another(tmp_p
     assert main(["report", str(tmp_path)]) == 0
     page = (tmp_path / "report.html").read_text()
     assert "3 runs" in page and "1 failed" in page
-    assert "from 0.9 (run 0) to 0.91 (run 1)" in page
+    assert "from 0.9 (run 0: seed=0) to 0.91 (run 1: seed=1)" in page
     elements = Elements(page)
-    assert [a["href"] for a in elements.named("a")] == ["#main", "0/report.html"]
+    assert [a["href"] for a in elements.named("a")] == ["#main", "./0/report.html"]
     assert not elements.named("img") and len(elements.named("script")) == 3
     found = payload(page)["figures"]
     assert [len(drawing["data"]) for drawing in found.values()] == [3, 3, 3, 3]

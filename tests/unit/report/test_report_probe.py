@@ -69,6 +69,11 @@ def test_a_model_without_layers_has_a_page(found):
     assert "No layer gave out numbers." in page and figures(page) == {}
 
 
+def test_one_layer_is_not_compared_with_itself(found):
+    page = probe_page(dataclasses.replace(found, layers=found.layers[:1]), "m")
+    assert f"The rms of the output is {found.layers[0].rms:.3g} in low.<" in page
+
+
 def test_command_writes_the_page_beside_what_it_prints(tmp_path, capsys, monkeypatch, pytestconfig):
     monkeypatch.chdir(pytestconfig.rootpath)
     file = tmp_path / "new" / "probe.html"

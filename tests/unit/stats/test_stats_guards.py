@@ -1,6 +1,7 @@
 """The guard against numbers that are none: which step it stops at, what it names, and what it leaves."""
 
 import json
+import types
 
 import pytest
 import pytorch_lightning as pl
@@ -9,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from builder.errors import BuilderError
+from builder.stats import guards
 from builder.stats.callback import ParameterStatistics
 from builder.stats.guards import NonFiniteGuard, VerdictsFile
 
@@ -138,3 +140,28 @@ def test_verdicts_that_cannot_be_put_in_their_place_leave_the_old_ones(tmp_path,
 def test_run_without_a_logged_step_is_not_judged(tmp_path):
     fit(Net(), ParameterStatistics(every_n_steps=50, directory=tmp_path), VerdictsFile(tmp_path))
     assert not (tmp_path / "verdicts.json").exists()
+
+
+def test_a_checkpoint_that_is_not_finite_is_not_recommended(tmp_path):
+    good, bad = tmp_path / "good.ckpt", tmp_path / "bad.ckpt"
+    for file, value in ((good, 1.0), (bad, float("nan"))):
+        torch.save({"state_dict": {"w": torch.full((2,), value)}}, file)
+    callbacks = [types.SimpleNamespace(best_model_path=str(file)) for file in (good, bad, tmp_path / "none.ckpt")]
+    said = guards._remedy(types.SimpleNamespace(checkpoint_callbacks=callbacks))
+    assert f"the last good checkpoint is {good}\n" in said
+    assert "checkpoint" not in guards._remedy(types.SimpleNamespace(checkpoint_callbacks=callbacks[1:]))
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_a_step_that_a_loss_scaler_will_skip_stops_nothing():
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    module = Net(nan_gradient)
+    guard = NonFiniteGuard("stop", 1)
+    trainer = types.SimpleNamespace(
+        precision_plugin=types.SimpleNamespace(scaler=scaler), global_step=0, world_size=1, checkpoint_callbacks=[]
+    )
+    module.model.fc.weight.grad = torch.full((2, 4), float("nan"))
+    guard.on_before_optimizer_step(trainer, module, None)
+    trainer.precision_plugin.scaler = None
+    with pytest.raises(BuilderError, match="has a gradient that is not finite"):
+        guard.on_before_optimizer_step(trainer, module, None)

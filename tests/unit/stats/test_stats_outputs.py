@@ -223,7 +223,7 @@ CALLS = {
     "torch.relu": torch.relu, "F.relu": F.relu, "in place": lambda x: F.relu(x, inplace=True), "relu_": torch.relu_,
     "method": lambda x: x.relu(), "F.relu6": F.relu6, "F.threshold": lambda x: F.threshold(x, 0.0, 0.0),
     "F.hardswish": F.hardswish, "F.softshrink": F.softshrink, "F.tanh": F.tanh, "tanh_": lambda x: x.tanh_(),
-    "F.hardtanh": F.hardtanh, "F.softsign": F.softsign, "F.sigmoid": F.sigmoid, "torch.sigmoid": torch.sigmoid,
+    "F.softsign": F.softsign, "F.sigmoid": F.sigmoid, "torch.sigmoid": torch.sigmoid,
     "F.hardsigmoid": F.hardsigmoid,
 }  # fmt: skip
 
@@ -278,6 +278,107 @@ def test_after_a_forward_that_fails_no_call_is_watched(failing):
     assert watch.take() == {}
     model(batch(), lambda x: x)
     assert list(watch.take()) == ["inner.fc", "inner.relu()", "inner.out", "inner"]
+
+
+def test_after_ctrl_c_in_a_forward_nothing_is_left_once_the_hooks_are_gone():
+    class Stops(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Block()
+
+        def forward(self, x, stop):
+            x = self.inner(x)
+            if stop:
+                raise KeyboardInterrupt
+            return x
+
+    model = Stops()
+    watch = OutputWatch(model, "*")
+    watch.attach()
+    with pytest.raises(KeyboardInterrupt):
+        model(batch(), stop=True)
+    watch.detach()
+    watch.take()
+    torch.relu(batch())
+    assert watch.take() == {}
+    watch.attach()
+    model(batch(), stop=False)
+    assert list(watch.take()) == ["inner.fc", "inner.relu()", "inner.out", "inner"]
+
+
+def test_a_model_that_calls_itself_is_watched_once():
+    class Again(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x, depth=2):
+            x = self.fc(x).relu()
+            return self(x, depth - 1) if depth else x
+
+    model = Again()
+    watch = OutputWatch(model, "*")
+    watch.attach()
+    model(batch())
+    torch.relu(batch())
+    assert {name: len(layer.sums) for name, layer in watch.take().items()} == {"fc": 3, "relu()": 3}
+
+
+def test_batches_of_other_lengths_within_a_step_are_no_fault():
+    model = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0), nn.ReLU())
+    rows = seen(model, [batch(size=5), batch(size=3)])
+    assert 0 <= rows["2"]["dead"] <= 1
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True),
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 1),
+        nn.MultiheadAttention(8, 2, batch_first=True),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_attention_in_eval_mode_which_a_hook_would_change_is_left_alone(layer):
+    model = nn.ModuleDict({"layer": layer.eval(), "head": nn.Linear(8, 2)})
+    watch = OutputWatch(model, "*")
+    watch.attach()
+    assert not watch.is_attached
+    layer.train()
+    watch.attach()
+    assert watch.is_attached
+
+
+class Transforms(nn.Module):
+    def __init__(self, call):
+        super().__init__()
+        self.fc, self.call = nn.Linear(4, 4), call
+
+    def forward(self, x):
+        return self.call(self, x)
+
+
+STRANGE = {
+    "vmap": lambda model, x: torch.vmap(lambda row: model.fc(row).relu())(x),
+    "grad": lambda model, x: torch.func.grad(lambda row: model.fc(row).relu().sum())(x),
+    "sparse": lambda model, x: torch.relu(model.fc(x).detach().to_sparse()).to_dense(),
+}
+
+
+@pytest.mark.parametrize("call", STRANGE.values(), ids=STRANGE)
+def test_tensors_that_cannot_be_read_are_left_out(call):
+    model = Transforms(call)
+    expected = model(batch())
+    watch = OutputWatch(model, "*")
+    watch.attach()
+    assert torch.equal(model(batch()), expected)
+    assert "relu()" not in watch.take()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_a_scripted_layer_takes_no_hooks():
+    model = nn.Sequential(torch.jit.script(nn.Linear(4, 4)), nn.ReLU())
+    assert list(seen(model, [batch()])) == ["1"]
 
 
 def test_outputs_without_floats_are_left_out():

@@ -6,7 +6,8 @@ import textwrap
 import pytest
 from omegaconf import OmegaConf
 
-from builder.sweep.callback import ResultsTable, metric_of_test
+from builder.sweep.callback import ResultsTable
+from builder.sweep.results import metric_of_test
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,14 @@ def test_multirun_ends_with_a_table_and_two_files(tmp_path, capsys):
     ResultsTable().on_multirun_end(config_of(tmp_path))
     assert "0.2500" in capsys.readouterr().out
     assert {file.name for file in tmp_path.glob("*.csv")} == {"results.csv", "runs.csv"}
+
+
+def test_report_ranks_by_the_metric_that_the_table_ranks_by(tmp_path):
+    (tmp_path / "0").mkdir()
+    result = {"overrides": [], "status": "ok", "error": None, "metrics": {"val/f1": 0.5}, "seconds": 1.0}
+    (tmp_path / "0" / "result.json").write_text(json.dumps(result))
+    ResultsTable(metric="val/f1", mode="max").on_multirun_end(config_of(tmp_path))
+    assert "Best mean of val/f1 first (max)" in (tmp_path / "report.html").read_text()
 
 
 def test_sweep_without_runs_is_told_and_not_raised(tmp_path, capsys):
