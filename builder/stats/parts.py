@@ -6,7 +6,7 @@ A parameter that every process has whole (data-parallel training) is measured by
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, distributed
@@ -46,6 +46,13 @@ def gather_all(numbers: Tensor) -> Tensor:
     found = numbers.new_empty(distributed.get_world_size() * numbers.numel())
     distributed.all_gather_into_tensor(found, numbers)
     return found.view(-1, numbers.numel())
+
+
+def common(described: Mapping[str, Any]) -> list[str]:
+    """What all processes of the default group describe alike, in the first one's order; each has to call it."""
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, dict(described))
+    return [name for name, what in found[0].items() if all(name in other and other[name] == what for other in found)]
 
 
 def first_row(tensor: Tensor) -> int | None:

@@ -58,7 +58,7 @@ from builder.stats.measure import (
     wide_type,
 )
 from builder.stats.outputs import Layer, OutputWatch
-from builder.stats.parts import Gather, alone, is_sharded, none_of, own_part, placement_fault, whole
+from builder.stats.parts import Gather, alone, common, is_sharded, none_of, own_part, placement_fault, whole
 from builder.stats.passes import CHANGE, START
 from builder.stats.spectrum import effective_rank, spectral_norm, start_vector
 
@@ -212,7 +212,7 @@ class Recorder:
             clips: Whether something has clipped the gradients since `before_step`.
             clock: Numbers of which all processes get those of the first.
         """
-        layers = self._outputs.take() if self._outputs is not None else {}
+        layers = self._common(self._outputs.take()) if self._outputs is not None else {}
         own = [own_part(parameter, self._rank) for parameter in self._parameters.values()]
         tables: Tables = {
             "weights": (WEIGHT, weight_sums(own, stacked=self._stacked)),
@@ -234,6 +234,13 @@ class Recorder:
             _output_columns(step, epoch, layers, sums),
             sums["clock"].flatten().tolist(),
         )
+
+    def _common(self, layers: dict[str, Layer]) -> dict[str, Layer]:
+        """The layers that ran in all processes, with as many units: what is gathered has one size."""
+        if self._gather is alone:
+            return layers
+        sizes = {path: [len(table) for _, table in layer.tables().values()] for path, layer in layers.items()}
+        return {path: layers[path] for path in common(sizes)}
 
     def _own_gradients(self) -> list[Tensor]:
         """This process's part of each gradient; nothing for a parameter that has no gradient, or is frozen."""
