@@ -48,5 +48,5 @@ def test_sweep_of_runs_has_a_report_that_leads_to_theirs(command, capsys):
     assert ended.code == 0
     assert main(["report", str(ended.directory)]) == 0
     page = (ended.directory / "report.html").read_text()
-    assert 'href="0/report.html"' in page and 'href="1/report.html"' in page
+    assert 'href="./0/report.html"' in page and 'href="./1/report.html"' in page
     assert 'data-figure="curve-val-loss"' in page
