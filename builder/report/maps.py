@@ -59,9 +59,9 @@ def ratio_band(found: History) -> Drawing | None:
     None where there is no line to draw: not measured, or nothing but zeros and what is not finite.
     """
     matrix = found.matrices.get("update_ratio")
-    if matrix is None or not _positive(matrix).any():
+    if matrix is None or not (positive := _positive(matrix)).any():
         return None
-    values = numpy.where(_positive(matrix), matrix.values, numpy.nan)
+    values = numpy.where(positive, matrix.values, numpy.nan)
     if len(found.names) <= _MOST_OWN_LINES:
         data = [line(matrix.steps, values[place], name, place) for place, name in enumerate(found.names)]
     else:
@@ -97,11 +97,15 @@ def _positive(matrix: Matrix) -> Floats:
     return (matrix.values > 0) & numpy.isfinite(matrix.values)
 
 
+def _rows_with_zeros(matrix: Matrix) -> int:
+    return int((matrix.values == 0).any(axis=1).sum())
+
+
 def _band_words(matrix: Matrix) -> str:
     middle = _quantiles(finite(matrix.values).T, (0.5,))[0]
     known = middle[numpy.isfinite(middle)]
     inside = ((known >= HEALTHY[0]) & (known <= HEALTHY[1])).sum()
-    zeros = int((matrix.values == 0).any(axis=1).sum())
+    zeros = _rows_with_zeros(matrix)
     still = int((known == 0).sum())
     left_out = f" Zeros have no place on a log axis: {zeros:,} have some, {still:,} a median of 0." if zeros else ""
     return (
@@ -127,8 +131,8 @@ def heat_maps(found: History) -> list[Drawing]:
 def _heat_map(found: History, measure: str) -> Drawing:
     matrix, words = found.matrices[measure], _MAPS[measure]
     ratio = measure == "update_ratio"
-    some = bool(_positive(matrix).any())  # without any, a scale would be invented
-    low, high = _RATIO_RANGE if ratio else log_range(matrix.values[_positive(matrix)])
+    positive = matrix.values[_positive(matrix)]  # without any, a scale would be invented
+    low, high = _RATIO_RANGE if ratio else log_range(positive)
     ticks = log_ticks(low, high)
     texts = ["1e-3 healthy" if ratio and tick == -3 else decimal(tick) for tick in ticks]
     if len(ticks) < 2:
@@ -141,7 +145,7 @@ def _heat_map(found: History, measure: str) -> Drawing:
     }  # fmt: skip
     shared = {"type": "heatmap", "hoverongaps": False, "hoverinfo": "none"}
     colours = _RATIO_COLOURS if ratio else "Viridis"
-    scale = {"colorbar": bar} if some or ratio else {"showscale": False}
+    scale = {"colorbar": bar} if positive.size or ratio else {"showscale": False}
     data: list[dict[str, Any]] = [{**shared, "zmin": low, "zmax": high, "colorscale": colours, **scale}]
     if numpy.isinf(matrix.values).any():
         data.append({**shared, "zmin": 0, "zmax": 1, "colorscale": _CHECKED, "showscale": False})
@@ -166,7 +170,7 @@ def _map_words(found: History, measure: str) -> str:
         parts.append(f"{here} {words}.")
     if measure == "update_ratio":
         parts.append(f"Pale: the healthy band from {brief(HEALTHY[0])} to {brief(HEALTHY[1])}.")
-    zeros = int((matrix.values == 0).any(axis=1).sum())
+    zeros = _rows_with_zeros(matrix)
     if zeros:
         parts.append(f"Exact zeros, in {zeros:,} of {len(found.names):,} parameters, have the lowest colour.")
     bad = int(numpy.isinf(matrix.values).any(axis=1).sum())

@@ -26,12 +26,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from builder.errors import BuilderError, Problem, did_you_mean, raise_all
+from builder.initialize.shards import is_shard
 from builder.names import Selector
 from builder.stats.budget import Budget
 from builder.stats.columns import SCALARS, Columns
 from builder.stats.distance import Start, drawn_by
 from builder.stats.outputs import OutputWatch
-from builder.stats.parts import alone, gather_all, is_sharded
+from builder.stats.parts import alone, gather_all
 from builder.stats.record import Recorder, Slower, chosen_parameters
 from builder.stats.store import Store
 
@@ -129,7 +130,7 @@ class ParameterStatistics(pl.Callback):
         self._pending = self._recorder = self._start = None
         self._budget = Budget(self._every, self._max_overhead, self._slower_every)
         self._outputs = self._output_watch(pl_module, model)
-        self._gathered = several and (self._outputs is not None or any(map(is_sharded, chosen.values())))
+        self._gathered = several and (self._outputs is not None or any(map(is_shard, chosen.values())))
         self._end = None
         if self._distance and (self._gathered or rank == 0):
             self._start = Start(chosen, drawn_by(model), rank=rank, stacked=self._stacked, resumed=self._resumed)

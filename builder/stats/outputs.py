@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from builder.initialize.shards import is_shard
 from builder.names import Patterns, matches
 from builder.stats.measure import OUTPUT, joined, output_sums, wide_type
-from builder.stats.parts import is_sharded
 
 # Functions of torch; a layer's class has the same name but for its capitals.
 RELU_LIKE = frozenset(("relu", "relu6", "rrelu", "threshold", "hardshrink", "softshrink", "hardswish"))
@@ -203,7 +203,7 @@ def _kind(module: nn.Module) -> str:
 
 def _first_tensor(output: Any) -> Tensor | None:
     first = output[0] if isinstance(output, tuple | list) and output else output
-    if not isinstance(first, Tensor) or is_sharded(first) or first.layout != torch.strided:
+    if not isinstance(first, Tensor) or is_shard(first) or first.layout != torch.strided:
         return None
     transformed = torch._C._functorch.is_functorch_wrapped_tensor(first)
     return first if not transformed and first.is_floating_point() and first.numel() else None

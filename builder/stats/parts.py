@@ -11,18 +11,15 @@ from typing import Any
 
 from torch import Tensor, distributed
 
+from builder.initialize.shards import is_shard
+
 Gather = Callable[[Tensor], Tensor]
 """From this process's numbers, (size,), to those of all, (processes, size)."""
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a `DTensor`, told without the second that importing the class takes."""
-    return hasattr(tensor, "device_mesh")
-
-
 def own_part(tensor: Tensor, rank: int) -> Tensor:
     """The values that this process answers for; none where another process does."""
-    if not is_sharded(tensor):
+    if not is_shard(tensor):
         return tensor.detach() if rank == 0 else tensor.detach().flatten()[:0]
     sharded: Any = tensor
     local: Tensor = sharded.to_local().detach()
@@ -57,7 +54,7 @@ def common(described: Mapping[str, Any]) -> list[str]:
 
 def first_row(tensor: Tensor) -> int | None:
     """The row of the whole parameter at which this process's part begins; None where it is not made of whole rows."""
-    if not is_sharded(tensor):
+    if not is_shard(tensor):
         return 0
     # Imported here: where there is a DTensor it has been imported already, and else it takes a second.
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset  # noqa: PLC0415
@@ -70,7 +67,7 @@ def first_row(tensor: Tensor) -> int | None:
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor's values from all processes; each has to call it."""
     sharded: Any = tensor
-    full: Tensor = sharded.full_tensor() if is_sharded(tensor) else tensor
+    full: Tensor = sharded.full_tensor() if is_shard(tensor) else tensor
     return full.detach()
 
 

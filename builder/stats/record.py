@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from builder.errors import Problem, did_you_mean, raise_all
+from builder.initialize.shards import is_shard
 from builder.names import Selector
 from builder.stats.columns import (
     BASE_MEASURES,
@@ -58,7 +59,7 @@ from builder.stats.measure import (
     wide_type,
 )
 from builder.stats.outputs import Layer, OutputWatch
-from builder.stats.parts import Gather, alone, common, is_sharded, none_of, own_part, placement_fault, whole
+from builder.stats.parts import Gather, alone, common, none_of, own_part, placement_fault, whole
 from builder.stats.passes import CHANGE, START
 from builder.stats.spectrum import effective_rank, spectral_norm, start_vector
 
@@ -277,7 +278,7 @@ class Recorder:
     def _of_matrices(self, measure: Any) -> Iterator[Tensor]:
         """A row for each parameter (and member): whether it was measured here, and the value."""
         for name, parameter in self._parameters.items():
-            full = whole(parameter) if is_sharded(parameter) else own_part(parameter, self._rank)
+            full = whole(parameter) if is_shard(parameter) else own_part(parameter, self._rank)
             here = self._rank == 0 and full.numel() > 0
             members = list(full) if self._stacked else [full]
             for number, member in enumerate(members):
