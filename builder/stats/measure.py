@@ -5,10 +5,8 @@ tensor, with columns that can be joined, so that the parts of a tensor may lie i
 (`joined`). What people look at follows from the sums alone (`weight_measures`, ...). With `stacked`, the first axis of
 every tensor counts members, and each member has its own row.
 
-Nothing here waits for a device. There values are read in float64, around their chunk's own mean. On the CPU
-(`builder.stats.passes`) large tensors are read in float32 where it keeps its digits: rms, norms, std and distance to a
-relative 1e-5, the mean to 1e-6 of the rms, the cosine to 1e-5; at the worst, where all values are of one size or sorted
-(as no trained weight is), rms to 4e-4, std to 3e-3, the cosine to 6e-4.
+Nothing here waits for a device. Sums are taken in float64, chunk by chunk, those of spread around the chunk's own mean
+where it matters; on the CPU by `builder.stats.passes`.
 
 All spreads are population values, divided by n. Non-finite values are counted and never dropped: one NaN makes the mean
 NaN. A tensor without values measures 0 throughout.
@@ -17,7 +15,6 @@ NaN. A tensor without values measures 0 throughout.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import islice
 from math import gcd
 
 import torch
@@ -28,6 +25,7 @@ from builder.stats.columns import BINS, LOWEST, POWERS
 from builder.stats.passes import CHANGE, START
 
 WEIGHT = ("count", "total", "around", "squares", "low", "high", "zeros", "nonfinite")
+STEP = (*WEIGHT, "compared", "moved")
 GRADIENT = ("count", "squares", "low", "high", "nonfinite")
 OUTPUT = ("count", "total", "around", "squares", "nonfinite")
 COUNTED = (*(f"bin {number}" for number in range(BINS)), "sampled")
@@ -46,6 +44,18 @@ def weight_sums(tensors: Sequence[Tensor], *, stacked: bool = False) -> Tensor:
     return _sums([(tensor,) for tensor in tensors], passes.values, WEIGHT, stacked)
 
 
+def step_sums(now: Sequence[Tensor], before: Sequence[Tensor | None], *, stacked: bool = False) -> Tensor:
+    """`weight_sums`, and in one pass the counts and squares of what a step changed: columns `WEIGHT`, then `CHANGE`.
+
+    Args:
+        now: The weights.
+        before: What each was before the step; None where it is not compared, which counts 0.
+        stacked: Whether the first axis counts members.
+    """
+    groups = [(new,) if old is None else (new, old) for new, old in zip(now, before, strict=True)]
+    return _sums(groups, passes.values, STEP, stacked)
+
+
 def gradient_sums(tensors: Sequence[Tensor], *, stacked: bool = False) -> Tensor:
     """Sums of all that is measured of gradients: a row for each tensor (and member), columns `GRADIENT`."""
     return _sums([(tensor,) for tensor in tensors], passes.values, GRADIENT, stacked)
@@ -54,11 +64,6 @@ def gradient_sums(tensors: Sequence[Tensor], *, stacked: bool = False) -> Tensor
 def square_sums(tensors: Sequence[Tensor], *, stacked: bool = False) -> Tensor:
     """Counts and sums of squares: a row for each tensor (and member), columns `CHANGE`."""
     return _sums([(tensor,) for tensor in tensors], passes.values, CHANGE, stacked)
-
-
-def change_sums(after: Sequence[Tensor], before: Sequence[Tensor], *, stacked: bool = False) -> Tensor:
-    """Counts and sums of squares of `after - before`: a row for each pair (and member), columns `CHANGE`."""
-    return _sums([*zip(after, before, strict=True)], passes.changes, CHANGE, stacked)
 
 
 def start_sums(now: Sequence[Tensor], start: Sequence[Tensor], *, stacked: bool = False) -> Tensor:
@@ -91,22 +96,24 @@ def histogram_counts(tensors: Sequence[Tensor], *, stacked: bool = False) -> Ten
 
 def _sums(groups: Sequence[tuple[Tensor, ...]], read: passes.Read, columns: tuple[str, ...], stacked: bool) -> Tensor:
     """Rows of all groups of tensors that are read together, one below the other."""
-    read_alone: dict[int, list[passes.Chunk]] = {}
-    found: dict[int, Tensor] = {}
-    for number, group in enumerate(groups):
+    read_alone: list[passes.Chunk] = []
+    found: list[Tensor | int] = []  # rows, or how many are to come from those read alone
+    for group in groups:
         values = [_members(tensor, stacked) for tensor in group]
         if not values[0].numel():
-            found[number] = _nothing(values[0], columns).expand(len(values[0]), -1)
+            found.append(_nothing(values[0], columns).expand(len(values[0]), -1))
         elif _is_read_alone(values[0]):
-            read_alone[number] = [*zip(*(tensor.unbind() for tensor in values), strict=True)]
+            read_alone += zip(*(tensor.unbind() for tensor in values), strict=True)
+            found.append(len(values[0]))
         else:
-            found[number] = _by_torch(values, read, columns)
-    rows = iter(passes.rows_of([member for members in read_alone.values() for member in members], read, columns))
-    for number, members in read_alone.items():
-        found[number] = torch.tensor([*islice(rows, len(members))], dtype=torch.float64)
-    if len(found) == 1:
+            found.append(_by_torch(values, read, columns))
+    rows = torch.tensor(passes.rows_of(read_alone, read, columns), dtype=torch.float64).view(-1, len(columns))
+    if len(found) == 1 and isinstance(found[0], Tensor):
         return found[0]
-    return torch.cat([found[number] for number in range(len(groups))]) if groups else torch.zeros(0, len(columns))
+    if all(isinstance(each, int) for each in found):
+        return rows
+    parts = iter(torch.split(rows, [each for each in found if isinstance(each, int)]))
+    return torch.cat([next(parts) if isinstance(each, int) else each for each in found])
 
 
 def _members(tensor: Tensor, stacked: bool) -> Tensor:
@@ -142,8 +149,13 @@ def _by_torch(values: Sequence[Tensor], read: passes.Read, columns: tuple[str, .
     return joined(torch.stack([_BY_TORCH[read](columns, *chunk) for chunk in wide]), columns)
 
 
-def _of_values(columns: tuple[str, ...], x: Tensor) -> Tensor:
-    return torch.stack([_COLUMN[column](x) for column in columns], dim=1)
+def _of_values(columns: tuple[str, ...], x: Tensor, before: Tensor | None = None) -> Tensor:
+    found = {column: of(x) for column, of in _COLUMN.items() if column in columns}
+    if "moved" in columns:
+        nothing = torch.zeros_like(x[:, 0])
+        found["compared"] = nothing if before is None else torch.full_like(nothing, x.shape[1])
+        found["moved"] = nothing if before is None else (x - before).square().sum(1)
+    return torch.stack([found[column] for column in columns], dim=1)
 
 
 def _of_products(columns: tuple[str, ...], new: Tensor, old: Tensor) -> Tensor:
@@ -163,7 +175,6 @@ _COLUMN: dict[str, Callable[[Tensor], Tensor]] = {
 }
 _BY_TORCH: dict[passes.Read, Callable[..., Tensor]] = {
     passes.values: _of_values,
-    passes.changes: lambda columns, new, old: _of_values(columns, new - old),
     passes.products: _of_products,
 }
 

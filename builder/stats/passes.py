@@ -1,17 +1,19 @@
 """Passes over memory on the CPU, where asking for a value costs nothing.
 
-Tensors are cut into chunks, which all threads take from one list; a chunk is read several times while the last cache
-holds it. Small ones are read in float64, around their own mean; larger ones in their own float32, which is some six
-times as fast, and again in float64 where the sums say that float32 lost digits: a mean beside which the spread is
-small, squares beyond the range, non-finite values. How many threads there are changes no bit.
+Tensors are cut into chunks, which all threads take from one list. Where one of them is large, compiled loops read all
+of them (`builder.stats.kernels`); otherwise numpy does, which starts at once. Either sums in float64, the spread of
+nearly equal values around their own mean. How many threads there are changes no bit.
 """
 
 from __future__ import annotations
 
-import threading
+import importlib
+import struct
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from math import isfinite, isnan, nan
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,38 +31,16 @@ Rows = list[list[float]]
 Chunk = tuple[Tensor, ...]
 """Pieces of equal length of the flat tensors that one pass reads together."""
 
-LARGE = 2**14  # values from which on float32 pays
-_CHUNK = 2**19  # of more values a float32 sum of squares drifts; with fewer, threads wait for the interpreter lock
+LARGE = 2**14  # values from which on the compiled loops are used
+_NARROW = (torch.float32, torch.bfloat16, torch.float16)
+_CHUNK = 2**19  # values; with fewer, threads wait for the interpreter lock
 _WIDE = 2**13  # values in float64 that stay in a core's cache, and are too few for BLAS to wake another thread
-_WORTH_THREADS = 2**23  # values, of which the measures take some 7 ms; starting threads takes one or two
-_TINY = 1e-30  # a mean square that float32 holds with all digits, and those of values 100 times smaller
-_NEAR = 64.0  # of two sums of squares, how many times the other one may be for their products to keep six digits
+_WORTH_THREADS = 2**23  # values, which a thread alone reads in 3 ms; starting others takes one
+_NEAR = 2.0**-10  # of the squares around zero: with fewer, those around the mean have lost three of sixteen digits
+_NO_VALUES = np.empty(0, np.float32)
 
-
-class Scratch(threading.local):
-    """Each thread's own memory for one chunk, kept: the system takes longer to give it than a pass over it takes."""
-
-    def __init__(self) -> None:
-        self._values: Tensor | None = None
-        self._flags: NDArray[np.bool_] | None = None
-
-    def values(self, count: int) -> Tensor:
-        """Room for numbers."""
-        if self._values is None or len(self._values) < count:
-            with torch.inference_mode(False):
-                self._values = torch.empty(count)
-        return self._values[:count]
-
-    def flags(self, count: int) -> NDArray[np.bool_]:
-        """Room for answers."""
-        if self._flags is None or len(self._flags) < count:
-            self._flags = np.empty(count, np.bool_)
-        return self._flags[:count]
-
-
-_SCRATCH = Scratch()
-Read = Callable[[Chunk, Names], list[float]]
-"""From a chunk to its sums."""
+Read = Callable[[Chunk, Names, bool], list[float]]
+"""From a chunk, and whether compiled loops are at hand, to its sums."""
 
 
 def rows_of(members: Sequence[Chunk], read: Read, columns: Names) -> Rows:
@@ -71,23 +51,30 @@ def rows_of(members: Sequence[Chunk], read: Read, columns: Names) -> Rows:
         read: What reads a chunk.
         columns: Which sums.
     """
+    sizes = [member[0].numel() for member in members]
+    by_loop = max(sizes, default=0) >= LARGE
+    if by_loop:
+        kernels()
     found: list[Rows] = []
     tasks: list[Task] = []
-    for member in members:
-        if member[0].numel() < LARGE:  # ends before a thread would have the interpreter lock
-            found.append([read(member, columns)])
+    for member, size in zip(members, sizes, strict=True):
+        if size < LARGE:  # ends before a thread would have the interpreter lock
+            found.append([read(member, columns, by_loop)])
             continue
-        chunks = [*zip(*(torch.split(tensor, _CHUNK) for tensor in member), strict=True)]
+        chunks = [*zip(*(torch.split(tensor, _CHUNK) for tensor in member), strict=True)] if size > _CHUNK else [member]
         rows: Rows = [[]] * len(chunks)
         found.append(rows)
         tasks += [partial(_read_into, rows, number, chunk, read, columns) for number, chunk in enumerate(chunks)]
-    threads = torch.get_num_threads() if sum(member[0].numel() for member in members) >= _WORTH_THREADS else 1
-    run_all(tasks, threads)
+    if sum(sizes) >= _WORTH_THREADS:
+        run_all(tasks, torch.get_num_threads())
+    else:
+        for task in tasks:
+            task()
     return [joined_rows(rows, columns) for rows in found]
 
 
 def _read_into(rows: Rows, number: int, chunk: Chunk, read: Read, columns: Names) -> None:
-    rows[number] = read(chunk, columns)
+    rows[number] = read(chunk, columns, True)
 
 
 def joined_rows(rows: Rows, columns: Names) -> list[float]:
@@ -110,85 +97,59 @@ def joined_rows(rows: Rows, columns: Names) -> list[float]:
 # ---- what is read of a chunk ---------------------------------------------------------------------------------------
 
 
-def values(chunk: Chunk, columns: Names) -> list[float]:
-    """Sums over one tensor's values."""
-    if _is_large(chunk):
-        found = _quick_values(chunk[0].float(), columns)
-        if not _has_lost_digits(found):
+def values(chunk: Chunk, columns: Names, by_loop: bool) -> list[float]:
+    """Sums over one tensor's values; over the difference from a second one as well, where there is one."""
+    if by_loop and _is_narrow(chunk):
+        found = _by_loop(*map(_narrow, chunk))
+        if found is not None:
             return [found[column] for column in columns]
-    return _exact(chunk, columns, lambda x: _exact_values(x, columns))
+    return _exact(chunk, columns, partial(_exact_values, columns))
 
 
-def changes(chunk: Chunk, columns: Names) -> list[float]:
-    """Sums over the difference of two tensors."""
-    if _is_large(chunk):
-        squares = _quick_moved(chunk)
-        if squares is not None:
-            return [float(chunk[0].numel()), squares]
-    return _exact(chunk, columns, lambda new, old: _exact_values(new - old, columns))
-
-
-def products(chunk: Chunk, columns: Names) -> list[float]:
-    """Sums over two tensors, their product and their difference.
-
-    In float32 the product follows from the three squares: so nearly parallel tensors, whose own product would lose the
-    digits in which they differ, keep the digits of their difference.
-    """
-    if _is_large(chunk):
-        count, moved = chunk[0].numel(), _quick_moved(chunk)
-        new, old = (_dot(tensor.float()) for tensor in chunk)
-        from_zero = old == 0 and not np.any(chunk[1].float().numpy())
-        near = _is_held(old, count) and old / _NEAR < new < old * _NEAR
-        if moved is not None and _is_held(new, count) and (near or from_zero):
-            return [float(count), moved, 0.0 if from_zero else (new + old - moved) / 2, new, old]
+def products(chunk: Chunk, columns: Names, by_loop: bool) -> list[float]:
+    """Sums over two tensors, their product and their difference."""
+    if by_loop and _is_narrow(chunk):
+        return [float(chunk[0].numel()), *kernels().products(*map(_narrow, chunk))]
     return _exact(chunk, columns, _exact_products)
 
 
-def _is_large(chunk: Chunk) -> bool:
-    narrow = (torch.float32, torch.bfloat16, torch.float16)
-    return chunk[0].numel() >= LARGE and all(tensor.dtype in narrow for tensor in chunk)
+def _is_narrow(chunk: Chunk) -> bool:
+    return all(tensor.dtype in _NARROW for tensor in chunk)
 
 
-# ---- in float32 ----------------------------------------------------------------------------------------------------
+# ---- by a compiled loop --------------------------------------------------------------------------------------------
 
 
-def _quick_values(chunk: Tensor, columns: Names) -> dict[str, float]:
-    found = {"count": float(chunk.numel()), "nonfinite": 0.0}
-    if "low" in columns:
-        found["low"], found["high"] = (value.item() for value in torch.aminmax(chunk))
-    found["squares"] = _dot(chunk)
-    if "total" in columns:
-        found["total"] = chunk.sum().item()
-        found["around"] = found["squares"] - found["total"] ** 2 / chunk.numel()
-    if "zeros" in columns:  # by numpy: a third of the time of torch's comparison or count
-        found["zeros"] = float(
-            chunk.numel() - np.count_nonzero(np.not_equal(chunk.numpy(), 0, out=_SCRATCH.flags(chunk.numel())))
-        )
-    return found
+@cache
+def kernels() -> ModuleType:
+    """The compiled loops."""
+    return importlib.import_module("builder.stats.kernels")  # not before large tensors are measured: it takes a while
 
 
-def _quick_moved(chunk: Chunk) -> float | None:
-    """The sum of squares of a difference, where float32 holds it."""
-    new, old = chunk
-    squares = _dot(torch.sub(new.float(), old.float(), out=_SCRATCH.values(new.numel())))
-    return squares if _is_held(squares, new.numel()) or (squares == 0 and torch.equal(new, old)) else None
+def _narrow(tensor: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.float().contiguous().numpy()
+    return array
 
 
-def _dot(chunk: Tensor) -> float:
-    return torch.dot(chunk, chunk).item()
+def _by_loop(x: NDArray[np.float32], before: NDArray[np.float32] = _NO_VALUES) -> dict[str, float] | None:
+    """None where values are not finite."""
+    total, squares, least, greatest, zeros, moved = kernels().sums(x, x.view(np.int32), before)
+    if not ~kernels().INFINITY < least <= greatest < kernels().INFINITY:
+        return None
+    around = squares - total * total / x.size
+    if around < squares * _NEAR:
+        off, apart = kernels().spread(x, total / x.size)
+        around = apart - off * off / x.size
+    low, high = _from_ordered(least), _from_ordered(greatest)
+    found = {"count": x.size, "total": total, "around": around, "squares": squares, "low": low, "high": high}
+    return found | {"zeros": zeros, "nonfinite": 0.0, "compared": before.size, "moved": moved}
 
 
-def _is_held(squares: float, count: int) -> bool:
-    """Whether float32 holds a sum of squares with its digits; it does not where there are non-finite values."""
-    return isfinite(squares) and squares / count >= _TINY
-
-
-def _has_lost_digits(sums: dict[str, float]) -> bool:
-    """Whether a chunk's float32 sums are not to be trusted."""
-    if sums.get("low", 1) == sums.get("high", 1) == 0:
-        return False
-    squares = sums["squares"]
-    return not _is_held(squares, int(sums["count"])) or sums.get("around", squares) < squares / 8  # little spread
+def _from_ordered(number: int) -> float:
+    """The float32 whose bits, put in the order of the values, are this integer."""
+    bits = number if number >= 0 else number ^ 0x7FFFFFFF
+    value: float = struct.unpack("f", struct.pack("i", bits))[0]
+    return value
 
 
 # ---- in float64, by numpy, whose calls take a tenth of torch's time --------------------------------------------------
@@ -204,7 +165,7 @@ def _wide(chunk: Chunk) -> Iterator[tuple[NDArray[np.float64], ...]]:
         yield tuple(tensor[first : first + _WIDE].double().numpy() for tensor in chunk)
 
 
-def _exact_values(x: NDArray[np.float64], columns: Names) -> list[float]:
+def _exact_values(columns: Names, x: NDArray[Any], before: NDArray[Any] = _NO_VALUES) -> list[float]:
     found = {"count": float(len(x)), "squares": float(x @ x)}
     if "low" in columns:
         found["low"], found["high"] = float(np.minimum.reduce(x)), float(np.maximum.reduce(x))
@@ -216,6 +177,9 @@ def _exact_values(x: NDArray[np.float64], columns: Names) -> list[float]:
         found["zeros"] = float(len(x) - np.count_nonzero(x))
     if "nonfinite" in columns:
         found["nonfinite"] = 0.0 if isfinite(found["squares"]) else float(len(x) - np.isfinite(x).sum())
+    if "moved" in columns:
+        moved = x - before if len(before) else before
+        found["compared"], found["moved"] = float(len(moved)), float(moved @ moved)
     return [found[column] for column in columns]
 
 

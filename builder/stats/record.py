@@ -43,8 +43,8 @@ from builder.stats.measure import (
     COUNTED,
     GRADIENT,
     OUTPUT,
+    STEP,
     WEIGHT,
-    change_sums,
     gradient_measures,
     gradient_sums,
     histogram_counts,
@@ -54,8 +54,8 @@ from builder.stats.measure import (
     rms_of,
     square_sums,
     start_measures,
+    step_sums,
     weight_measures,
-    weight_sums,
     wide_type,
 )
 from builder.stats.outputs import Layer, OutputWatch
@@ -216,9 +216,8 @@ class Recorder:
         layers = self._common(self._outputs.take()) if self._outputs is not None else {}
         own = [own_part(parameter, self._rank) for parameter in self._parameters.values()]
         tables: Tables = {
-            "weights": (WEIGHT, weight_sums(own, stacked=self._stacked)),
+            "weights": (STEP, step_sums(own, [*map(self._before, self._parameters)], stacked=self._stacked)),
             "gradients": (GRADIENT, self._gradients),
-            "updates": (CHANGE, self._updates()),
             "histograms": (COUNTED, histogram_counts(own, stacked=self._stacked)),
         }
         if clips:
@@ -252,13 +251,9 @@ class Recorder:
             for name, parameter in self._parameters.items()
         ]
 
-    def _updates(self) -> Tensor:
-        now, before = [], []
-        for name, parameter in self._parameters.items():
-            moved = name in self._moved
-            now.append(own_part(parameter, self._rank) if moved else self._nothing(parameter))
-            before.append(self._copies[name] if moved else self._nothing(parameter))
-        return change_sums(now, before, stacked=self._stacked)
+    def _before(self, name: str) -> Tensor | None:
+        """What a parameter was before the step; None of one that is frozen."""
+        return self._copies[name] if name in self._moved else None
 
     def _nothing(self, parameter: Tensor) -> Tensor:
         """None of a parameter's values (of each member)."""
@@ -347,7 +342,8 @@ def _to_host(results: Tensor) -> Tensor:
 
 def _measured(sums: Mapping[str, Tensor]) -> dict[str, Values]:
     """Values by measure, from sums on the host."""
-    weights, gradients, updates = sums["weights"], sums["gradients"], sums["updates"]
+    gradients, step = sums["gradients"], sums["weights"]
+    weights, updates = step[:, : len(WEIGHT)], step[:, len(WEIGHT) :]
     measures = weight_measures(weights)
     found = _named(BASE_MEASURES, measures, weights[:, 0])
     found |= _named(GRADIENT_MEASURES, gradient_measures(gradients), gradients[:, 0])
