@@ -12,7 +12,9 @@ import threading
 from collections.abc import Callable
 from hashlib import shake_128
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 CHUNK = 2**19  # values; fixed, since it is part of what a seed means
 WORDS = 624  # of 32 bits: the state of MT19937
@@ -60,6 +62,18 @@ class Stream(threading.local):
         """The generator, at the start of a chunk."""
         self.words.copy_(_as_tensor(stream_words(seed, name, chunk)))
         return self.generator.set_state(self.state)
+
+
+def numpy_generator(generator: torch.Generator) -> np.random.Generator:
+    """A generator of numpy that starts from the next 256 bits of one of torch; in 50 µs."""
+    words = torch.randint(-(2**63), 2**63 - 1, (4,), generator=generator)
+    return np.random.Generator(np.random.SFC64(words.numpy().view(np.uint64).tolist()))
+
+
+def bits(count: int, generator: np.random.Generator) -> NDArray[np.uint32]:
+    """32 random bits each."""
+    pairs = generator.integers(0, 2**64, -(-count // 2), dtype=np.uint64)
+    return pairs.astype("<u8", copy=False).view("<u4")[:count]
 
 
 def generator(seed: int, name: str, chunk: int = 0) -> torch.Generator:

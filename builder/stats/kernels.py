@@ -5,17 +5,15 @@ loops fill the vector registers; integers are cast at every step, for numba woul
 and greatest are found among the bits as integers in the values' order, since comparisons of floats, which know NaN,
 stay scalar; a NaN lies beyond the infinities there.
 
-Importing this module loads numba and the compiled loops, which takes half a second, and a second more the first time.
+Importing this takes half a second, and a second more the first time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from builder.compiled import compiled
 
 Values = NDArray[np.float32]
 Bits = NDArray[np.int32]
@@ -26,19 +24,7 @@ INFINITY = 0x7F800000  # as an integer in the values' order; minus infinity is t
 _FREEDOM = {"reassoc", "contract", "nsz"}  # not "nnan" and "ninf": what is not finite is to be seen
 
 
-def _compiled(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compiles at once, or takes what was kept of an earlier time; keeps nothing where no folder can be written."""
-
-    def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
-        try:
-            return njit(signature, nogil=True, fastmath=_FREEDOM, cache=True)(function)
-        except RuntimeError:
-            return njit(signature, nogil=True, fastmath=_FREEDOM)(function)
-
-    return compile_
-
-
-@_compiled("Tuple((f8, f8, i4, i4, i4, f8))(f4[::1], i4[::1], f4[::1])")
+@compiled("Tuple((f8, f8, i4, i4, i4, f8))(f4[::1], i4[::1], f4[::1])", _FREEDOM)
 def sums(x: Values, bits: Bits, before: Values) -> tuple[float, float, np.int32, np.int32, np.int32, float]:
     """All that is measured of weights.
 
@@ -66,7 +52,7 @@ def sums(x: Values, bits: Bits, before: Values) -> tuple[float, float, np.int32,
     return total, squares, least, greatest, zeros, moved
 
 
-@_compiled("UniTuple(f8, 2)(f4[::1], f8)")
+@compiled("UniTuple(f8, 2)(f4[::1], f8)", _FREEDOM)
 def spread(x: Values, mean: float) -> tuple[float, float]:
     """The sum of the differences from a mean, and of their squares."""
     off = apart = 0.0
@@ -77,7 +63,7 @@ def spread(x: Values, mean: float) -> tuple[float, float]:
     return off, apart
 
 
-@_compiled("UniTuple(f8, 4)(f4[::1], f4[::1])")
+@compiled("UniTuple(f8, 4)(f4[::1], f4[::1])", _FREEDOM)
 def products(new: Values, old: Values) -> tuple[float, float, float, float]:
     """Sums of squares of the difference, of the product, and of the squares of either."""
     apart = along = squares = started = 0.0

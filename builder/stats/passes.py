@@ -7,7 +7,6 @@ nearly equal values around their own mean. How many threads there are changes no
 
 from __future__ import annotations
 
-import importlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
@@ -123,7 +122,9 @@ def _is_narrow(chunk: Chunk) -> bool:
 @cache
 def kernels() -> ModuleType:
     """The compiled loops."""
-    return importlib.import_module("builder.stats.kernels")  # not before large tensors are measured: it takes a while
+    from builder.stats import kernels as loops  # noqa: PLC0415 (takes half a second, which small models are spared)
+
+    return loops
 
 
 def _narrow(tensor: Tensor) -> NDArray[np.float32]:

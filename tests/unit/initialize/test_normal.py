@@ -1,0 +1,94 @@
+"""The ziggurat: its layers, and that what it draws is the normal distribution."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from builder.initialize import draws, normal
+from builder.initialize.chunks import fill_range
+from builder.initialize.draws import fill_of
+from builder.initialize.streams import CHUNK
+
+N = 2**22
+
+
+@pytest.fixture(scope="module")
+def values():
+    found = np.empty(N, np.float32)
+    normal.standard_normal(found, np.random.Generator(np.random.SFC64(1)))
+    return found.astype(np.float64)
+
+
+def test_all_layers_have_one_area():
+    edges, heights = normal._EDGES, normal._HEIGHTS
+    rectangles = edges[1:-1] * np.diff(heights[1:])
+    np.testing.assert_allclose(rectangles, normal._AREA, rtol=1e-9)
+    below_the_tail = edges[1] * heights[1] + math.sqrt(math.pi / 2) * math.erfc(edges[1] / math.sqrt(2))
+    assert below_the_tail == pytest.approx(normal._AREA, rel=1e-12)
+
+
+def test_moments_lie_within_five_standard_errors(values):
+    squares = values * values
+    assert abs(values.mean()) < 5 / math.sqrt(N)
+    assert abs(squares.mean() - 1) < 5 * math.sqrt(2 / N)
+    assert abs((squares * values).mean()) < 5 * math.sqrt(15 / N)
+    assert abs((squares * squares).mean() - 3) < 5 * math.sqrt(96 / N)
+
+
+def test_the_whole_distribution_is_normal(values):
+    assert stats.kstest(values, "norm").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("edges", [pytest.param(0, id="at each layer's edge"), pytest.param(1, id="in the tail")])
+def test_as_many_values_as_expected_lie_between_edges(values, edges):
+    ends = normal._EDGES[1:] if edges == 0 else np.array([5.0, 4.75, 4.5, 4.25, normal._TAIL, 4.0])
+    counts, _ = np.histogram(np.abs(values), np.sort(ends))
+    chances = np.diff([math.erf(end / math.sqrt(2)) for end in np.sort(ends)])
+    inside = counts.sum() * chances / chances.sum()
+    assert stats.chisquare(counts, inside).pvalue > 1e-4
+    assert abs(counts.sum() - N * chances.sum()) < 5 * math.sqrt(N * chances.sum())
+
+
+def test_neighbours_do_not_depend_on_each_other(values):
+    for lag in (1, 2, 3):
+        assert abs((values[lag:] * values[:-lag]).mean()) < 5 / math.sqrt(N)
+        squares = values * values - 1
+        assert abs((squares[lag:] * squares[:-lag]).mean()) < 5 * 2 / math.sqrt(N)
+
+
+def test_place_and_layer_do_not_depend_on_each_other():
+    words = np.random.Generator(np.random.SFC64(3)).integers(0, 2**32, 2**20, dtype=np.uint32)
+    out, open_ = np.empty(len(words), np.float32), np.empty(len(words), np.int32)
+    normal._place(words, normal._STEP, normal._INSIDE, out, open_)
+    places = out / normal._STEP[words & 1023]
+    assert stats.kstest(places / normal._HALF, stats.uniform(-1, 2).cdf).pvalue > 1e-4
+    assert (np.abs(places) <= normal._HALF).all() and (out != 0).all()
+
+
+@pytest.mark.parametrize("policy", ["normal", "trunc_normal"])
+def test_a_huge_parameter_is_drawn_by_it_and_any_range_has_the_bits_of_the_whole(policy, monkeypatch):
+    shape = (3, CHUNK)
+    by_torch = fill_range(torch.empty(shape), fill_of(policy, {}, shape), 0, "w", shape)
+    monkeypatch.setattr(draws, "HUGE", CHUNK)
+    fill = fill_of(policy, {"mean": 0.5, "std": 0.5}, shape)
+    whole = fill_range(torch.empty(shape), fill, 0, "w", shape)
+    assert not torch.equal(whole, by_torch * 0.5 + 0.5)
+    part = fill_range(torch.empty(CHUNK), fill, 0, "w", shape, start=CHUNK // 2)
+    assert torch.equal(part, whole.flatten()[CHUNK // 2 : CHUNK // 2 + CHUNK])
+    at = whole.double().flatten().numpy()
+    low, high = ((-2 - 0.5) / 0.5, (2 - 0.5) / 0.5)
+    expected = stats.norm(0.5, 0.5) if policy == "normal" else stats.truncnorm(low, high, 0.5, 0.5)
+    assert stats.kstest(at, expected.cdf).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("policy", ["normal", "uniform"])
+def test_half_precision_and_float64_of_a_huge_parameter(policy, monkeypatch):
+    monkeypatch.setattr(draws, "HUGE", CHUNK)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        found = fill_range(torch.empty(CHUNK, dtype=dtype), fill_of(policy, {}, (CHUNK,)), 0, "w", (CHUNK,))
+        mean, std = (0, 1) if policy == "normal" else (0.5, 12**-0.5)
+        assert abs(found.double().mean() - mean) < 5 * std / math.sqrt(CHUNK) + 1e-4
+        assert abs(found.double().std() / std - 1) < 0.01
