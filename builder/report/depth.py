@@ -24,7 +24,10 @@ def outputs_by_depth(found: History) -> list[Drawing]:
     shares = {name: found.matrices[name] for name in ("dead", "saturated") if name in found.matrices}
     if shares:
         lines = {f"{name} at step {matrix.steps[-1]:,}": matrix.values[:, -1] for name, matrix in shares.items()}
-        words = " ".join(_share_words(found, name, matrix) for name, matrix in shares.items())
+        words = " ".join(
+            share_words(name, matrix.values[:, -1], found.names, f" at step {matrix.steps[-1]:,}")
+            for name, matrix in shares.items()
+        )
         drawings.append(shares_by_depth("dead", "Dead and saturated units", lines, found.names, words))
     return drawings
 
@@ -52,6 +55,19 @@ def shares_by_depth(key: str, title: str, lines: Mapping[str, Floats], names: Se
     return Drawing(key, title, words, _lines(lines, names, "%{x:.1%}"), layout, tuple(names))
 
 
+def share_words(what: str, shares: Floats, names: Sequence[str], when: str = "") -> str:
+    """The layer with the greatest share of such units.
+
+    >>> share_words("dead", numpy.array([numpy.nan, 0.5, 0.25]), ["a", "b", "c"], " at step 7")
+    'Most dead units at step 7: 50% in b.'
+    """
+    known = numpy.where(numpy.isfinite(shares), shares, 0)
+    most = int(known.argmax())
+    if known[most] == 0:
+        return f"No layer has {what} units{when}."
+    return f"Most {what} units{when}: {known[most]:.0%} in {names[most]}."
+
+
 def _lines(lines: Mapping[str, Floats], names: Sequence[str], hover: str) -> list[dict[str, Any]]:
     depth = numpy.arange(len(names))
     style = {"mode": "lines+markers" if depth.size <= _MOST_MARKED else "lines", "connectgaps": True}
@@ -70,11 +86,3 @@ def _spread_words(found: History, matrix: Matrix) -> str:
         f"The first layer is at the top. At step {matrix.steps[-1]:,} the std of the output is {begins:.3g} in {first} "
         f"and {ends:.3g} in {last}."
     )
-
-
-def _share_words(found: History, name: str, matrix: Matrix) -> str:
-    last = numpy.where(numpy.isfinite(matrix.values[:, -1]), matrix.values[:, -1], -1)
-    most = int(last.argmax())
-    if last[most] <= 0:
-        return f"No layer has {name} units at step {matrix.steps[-1]:,}."
-    return f"Most {name} units at step {matrix.steps[-1]:,}: {last[most]:.0%} in {found.names[most]}."

@@ -55,7 +55,7 @@ def axes(x: str, y: str = "", *, log_x: bool = False, log_y: bool = False) -> di
     return {
         "xaxis": {"title": {"text": escape(x)}, **_AXIS, **(_LOG if log_x else _WHOLE)},
         "yaxis": {"title": {"text": escape(y)}, **_AXIS, "automargin": True, **(_LOG if log_y else {})},
-        "margin": {"l": 56, "r": 12, "t": 36, "b": 48},
+        "margin": {"l": 56, "r": 28, "t": 36, "b": 48},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "showlegend": True,
     }

@@ -261,7 +261,7 @@ def _maps(watched: History, cost: Mapping[str, Any] | None) -> Section:
         return Section("maps", title, quiet(_NO_STATISTICS))
     words = (
         "Rows are parameters in the model's order, named by block where there are many; columns are logged steps. "
-        "Drag to zoom in, double-click to zoom out; a click on a row shows that parameter below."
+        "With a mouse, drag to zoom in and double-click to zoom out; a click on a row shows that parameter below."
     )
     above = [] if band is None else [band]
     grid = tag("div", *map(figure, maps), class_="grid")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from builder.report.depth import by_depth, shares_by_depth
+from builder.report.depth import by_depth, share_words, shares_by_depth
 from builder.report.figures import Drawing, Floats
 from builder.report.markup import Html, tag
 from builder.report.page import Section, figure, page, quiet, verdict_list
@@ -52,7 +52,7 @@ def _drawings(layers: Sequence[LayerScale]) -> list[Drawing]:
         words = _words("gradient", layers, "gradient_rms")
         drawings.append(by_depth("gradients", "Scale of gradients", {"gradient": gradients}, names, words, "rms"))
     if shares:
-        words = " ".join(_share_words(measure, layers) for measure in shares)
+        words = " ".join(share_words(measure, values, names) for measure, values in shares.items())
         drawings.append(shares_by_depth("dead", "Dead and saturated units", shares, names, words))
     return drawings
 
@@ -67,11 +67,6 @@ def _words(what: str, layers: Sequence[LayerScale], measure: str) -> str:
     if len(given) == 1:
         return f"The rms of the {what} is {begins:.3g} in {first}."
     return f"The first layer is at the top. The rms of the {what} is {begins:.3g} in {first} and {ends:.3g} in {last}."
-
-
-def _share_words(measure: str, layers: Sequence[LayerScale]) -> str:
-    most, name = max((getattr(layer, measure) or 0.0, layer.layer) for layer in layers)
-    return f"Most {measure} units: {most:.0%} in {name}." if most else f"No layer has {measure} units."
 
 
 def _layers(found: Probe) -> Html:

@@ -17,8 +17,19 @@ from builder.report.markup import Html, join, tag
 from builder.report.page import REPORT, Section, curve_grid, page, quiet
 from builder.report.read import read_metrics
 from builder.report.tables import Column, sortable
-from builder.report.words import duration, finite_number, problem_of, value_text
-from builder.sweep.results import SEEDS, Run, Spread, judge, metric_of_test, read_runs, summarise, varied_keys
+from builder.report.words import duration, finite_number, value_text
+from builder.sweep.results import (
+    SEEDS,
+    Run,
+    Spread,
+    judge,
+    metric_at_hand,
+    metric_of_test,
+    problem_of,
+    read_runs,
+    summarise,
+    varied_keys,
+)
 
 MOST_CURVES = 60  # runs in a figure
 _MOST_METRICS = 8
@@ -37,10 +48,12 @@ def sweep_page(directory: Path, ranking: tuple[str, str] | None = None) -> str:
     """
     runs = read_runs(directory)
     ranking = _monitored(directory, runs) if ranking is None else ranking
-    if ranking is not None:
-        runs = [judge(run, ranking[0]) for run in runs]
+    names = [run.metrics for run in runs if run.error is None]
+    metric = None if ranking is None else metric_at_hand(names, ranking[0])
+    if metric is not None:
+        runs = [judge(run, metric) for run in runs]
     name = "/".join(directory.resolve().parts[-2:])
-    sections = [_overview(runs, ranking), _table(directory, runs), _curves(directory, runs)]
+    sections = [_overview(runs, ranking, metric), _table(directory, runs), _curves(directory, runs)]
     return page(f"sweep {name}", _header(runs), sections)
 
 
@@ -72,11 +85,13 @@ def _header(runs: Sequence[Run]) -> Html:
     )
 
 
-def _overview(runs: Sequence[Run], ranking: tuple[str, str] | None) -> Section:
-    found = _metric_ranges(runs) if ranking is None else _settings(runs, *ranking)
+def _overview(runs: Sequence[Run], ranking: tuple[str, str] | None, metric: str | None) -> Section:
+    """What the runs came to by the metric at hand, and a word where it is not the one that was asked for."""
+    missing = quiet(f"No run has {ranking[0]}.") if ranking is not None and metric != ranking[0] else ""
+    found = _metric_ranges(runs) if ranking is None or metric is None else _settings(runs, metric, ranking[1])
     failed = [_failure(run.name, run.error) for run in runs if run.error is not None]
     lost = join(tag("h3", "Failed"), tag("ul", *failed, class_="failed")) if failed else Html("")
-    return Section("overview", "What matters", found, lost)
+    return Section("overview", "What matters", missing, found, lost)
 
 
 def _settings(runs: Sequence[Run], metric: str, mode: str) -> Html:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from builder.report.markup import Html, join, tag
 
+_MOST_AT_ONCE = 40  # rows; a table of more fills its frame, and is laid out after the figures
+
 
 @dataclass(frozen=True)
 class Column:
@@ -50,6 +52,7 @@ def sortable(key: str, title: str, columns: Sequence[Column], search: str) -> Ht
         id=f"table-{key}",
     )
     field = tag("input", type="search", data_search=f"table-{key}", autocomplete="off", spellcheck="false")
+    scroll = "scroll long" if rows > _MOST_AT_ONCE else "scroll"
     return join(
         tag(
             "p",
@@ -57,7 +60,7 @@ def sortable(key: str, title: str, columns: Sequence[Column], search: str) -> Ht
             tag("output", f"{rows:,} row{'' if rows == 1 else 's'}", data_count=f"table-{key}", aria_live="polite"),
             class_="search",
         ),
-        tag("div", table, class_="scroll", role="region", tabindex=0, aria_label=f"{title}, scrollable"),
+        tag("div", table, class_=scroll, role="region", tabindex=0, aria_label=f"{title}, scrollable"),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,20 +68,6 @@ def finite_number(text: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def problem_of(error: str) -> str:
-    """The line of an error that says what is wrong: of a `BuilderError`, whose first line counts, the first problem.
-
-    >>> problem_of("training: 1 problem\\n  train/loss: is nan at step 3\\n      try a smaller lr")
-    'train/loss: is nan at step 3'
-    >>> problem_of("\\nout of memory\\nmore")
-    'out of memory'
-    """
-    lines = [line.strip() for line in error.splitlines() if line.strip()]
-    if len(lines) > 1 and re.search(r": \d+ problems?$", lines[0]):
-        return lines[1]
-    return lines[0] if lines else "failed without a message"
 
 
 def duration(seconds: float) -> str:

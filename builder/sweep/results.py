@@ -2,7 +2,8 @@
 
 A sweep answers a question only when all its runs stand side by side, with their spread, and with those that failed:
 a run that left no result is shown, not forgotten. Runs that differ only in a seed are one group. A run whose
-monitored metric is missing or not finite counts as failed, so that NaN ranks nowhere. Values flow one way:
+monitored metric is missing or not finite counts as failed, so that NaN ranks nowhere; where no run was tested, the
+metric of validation takes the place of that of the test. Values flow one way:
 `read_runs` -> `summarise` -> `render` and `write_csv`. Refuses a mode other than `max` or `min`.
 
 Needs no torch: it runs when the training processes have ended.
@@ -14,6 +15,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -106,6 +108,8 @@ def read_runs(sweep_dir: str | Path) -> list[Run]:
 def summarise(runs: Sequence[Run], metric: str, mode: str) -> list[Group]:
     """Groups of runs that differ only in seeds, best mean of the metric first, groups that failed altogether last.
 
+    They are ranked by the `metric_at_hand`, and stand in the order of the runs where there is none.
+
     Args:
         runs: The runs of one sweep.
         metric: The metric to rank by, for example `test/accuracy`.
@@ -118,14 +122,16 @@ def summarise(runs: Sequence[Run], metric: str, mode: str) -> list[Group]:
         raise BuilderError(
             "sweep", [Problem("mode", f"unknown mode {mode!r}", hint=did_you_mean(mode, ("max", "min")))]
         )
-    judged = [judge(run, metric) for run in runs]
+    found = metric_at_hand([run.metrics for run in runs if run.error is None], metric)
+    judged = [run if found is None else judge(run, found) for run in runs]
     varied = varied_keys(judged)
     by_key: dict[Key, list[Run]] = {}
     for run in judged:
         by_key.setdefault(_group_key(run, varied), []).append(run)
     sign = -1 if mode == "max" else 1
     groups = [_group(dict(key), members) for key, members in by_key.items()]
-    return sorted(groups, key=lambda group: sign * group.metrics[metric].mean if group.metrics else math.inf)
+    ranked = found or metric
+    return sorted(groups, key=lambda group: sign * group.metrics[ranked].mean if ranked in group.metrics else math.inf)
 
 
 def metric_of_test(monitor: str) -> str:
@@ -136,6 +142,20 @@ def metric_of_test(monitor: str) -> str:
     """
     _, _, name = monitor.partition("/")
     return f"test/{name or monitor}"
+
+
+def metric_at_hand(known: Sequence[Iterable[str]], metric: str) -> str | None:
+    """The metric to rank by: the one asked for, or that of validation where no run was tested; None without either.
+
+    Args:
+        known: Names of the metrics of each run, or of each group.
+        metric: The one asked for.
+
+    >>> metric_at_hand([["val/loss", "train/loss"]], "test/loss")
+    'val/loss'
+    """
+    wanted = (metric, metric.replace("test/", "val/", 1))
+    return next((name for name in wanted if any(name in names for names in known)), None)
 
 
 def judge(run: Run, metric: str) -> Run:
@@ -172,8 +192,15 @@ def render(groups: Sequence[Group], metric: str, others: Sequence[str] = ()) -> 
         metric: The metric that they were ranked by.
         others: Further metrics to show, mean and spread each.
     """
-    varied = _columns(groups)
-    table = Table(title=f"{sum(group.runs for group in groups)} runs, best {metric} first", title_justify="left")
+    varied, count = _columns(groups), sum(group.runs for group in groups)
+    found = metric_at_hand([group.metrics for group in groups], metric)
+    ranked = (
+        f"none has {metric}"
+        if found is None and any(group.metrics for group in groups)
+        else f"best {found or metric} first"
+    )
+    metric = found or metric
+    table = Table(title=f"{count} runs, {ranked}", title_justify="left")
     for key in varied:
         table.add_column(escape(key), overflow="fold")
     for name in ("runs", "failed", metric, "min", "max", *others, "seconds"):
@@ -196,7 +223,7 @@ def write_csv(sweep_dir: str | Path, runs: Sequence[Run], groups: Sequence[Group
     """
     root = Path(sweep_dir)
     results, singles = root / "results.csv", root / "runs.csv"
-    _write_table(results, _result_rows(groups))
+    _write_table(results, _result_rows(groups, {run.name: run.error for run in runs if run.error is not None}))
     _write_table(singles, _run_rows(runs))
     return results, singles
 
@@ -276,6 +303,18 @@ def _first_line(error: str) -> str:
     return next((line.strip() for line in error.splitlines() if line.strip()), "failed without a message")
 
 
+def problem_of(error: str) -> str:
+    """The line of an error that says what is wrong: of a `BuilderError`, whose first line counts, the first problem.
+
+    >>> problem_of("training: 1 problem\\n  train/loss: is nan at step 3\\n      try a smaller lr")
+    'train/loss: is nan at step 3'
+    >>> problem_of("\\nout of memory\\nmore")
+    'out of memory'
+    """
+    first, *others = [line.strip() for line in error.splitlines() if line.strip()] or ["failed without a message"]
+    return others[0] if others and re.search(r": \d+ problems?$", first) else first
+
+
 def _columns(groups: Sequence[Group]) -> list[str]:
     return list(dict.fromkeys(key for group in groups for key in group.overrides))
 
@@ -294,18 +333,18 @@ def _cells(group: Group, varied: Sequence[str], metric: str, others: Sequence[st
     ]
 
 
-def _result_rows(groups: Sequence[Group]) -> Iterator[dict[str, object]]:
+def _result_rows(groups: Sequence[Group], errors: Mapping[str, str]) -> Iterator[dict[str, object]]:
     for group in groups:
         row: dict[str, object] = {**group.overrides, "runs": group.runs, "failed": len(group.failed)}
         for name, spread in group.metrics.items():
             row |= {f"{name} {part}": getattr(spread, part) for part in ("mean", "std", "min", "max")}
-        errors = "; ".join(f"{name}: {error}" for name, error in group.failed.items())
-        yield row | {"seconds": group.seconds, "errors": errors}
+        problems = "; ".join(f"{name}: {problem_of(errors.get(name, why))}" for name, why in group.failed.items())
+        yield row | {"seconds": group.seconds, "errors": problems}
 
 
 def _run_rows(runs: Sequence[Run]) -> Iterator[dict[str, object]]:
     for run in runs:
-        error = "" if run.error is None else _first_line(run.error)
+        error = "" if run.error is None else problem_of(run.error)
         yield {"run": run.name, **run.overrides, **run.metrics, "seconds": run.seconds, "error": error}
 
 

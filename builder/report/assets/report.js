@@ -3,7 +3,6 @@
   const NOTHING = 65533, ZERO = 65534, BAD = 65535, DIGITS = 900, LOWEST = -44;  // as maps.py sends values
   const FONT = 12, BLUE = "#3b82c4", ORANGE = "#d9660b", GREEN = "#1a9c72", PURPLE = "#b0589f", GREY = "#8a8f98";
   const nonce = document.currentScript.nonce;
-  const coarse = matchMedia("(pointer: coarse)").matches;  // a finger scrolls: it cannot also drag a zoom
   const plots = [...document.querySelectorAll(".plot")];
   const tip = document.getElementById("tip");
   const decoded = {};
@@ -125,12 +124,12 @@
 
   function themed(layout) {
     const { text, page, line } = colours();
-    const axis = { gridcolor: line, linecolor: line, tickcolor: line, zerolinecolor: line, fixedrange: coarse };
+    const axis = { gridcolor: line, linecolor: line, tickcolor: line, zerolinecolor: line, ticklabeloverflow: "allow" };  // "hide" measures each label
     const result = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, size: FONT, family: getComputedStyle(document.body).fontFamily } };
     result.modebar = { bgcolor: "rgba(0,0,0,0)", color: line, activecolor: text };
     result.hoverlabel = { bgcolor: page, bordercolor: line, font: { color: text }, namelength: -1 };
-    if (coarse) result.dragmode = false;
-    for (const key of Object.keys(layout)) if (/^[xy]axis/.test(key)) result[key] = { ...layout[key], ...axis };
+    result.xaxis = { ...layout.xaxis, ...axis };
+    result.yaxis = { ...layout.yaxis, ...axis };
     return result;
   }
 
@@ -153,14 +152,23 @@
     return { tickmode: "array", tickvals: places, ticktext: texts.map(text => plain(clipped(text, letters))) };
   }
 
-  const LOG_AXIS = { exponentformat: "e", nticks: 3, tickformat: ".3~g" };  // as figures.py has it
-  const stepTicks = steps => (steps.length > 1 ? {} : { tickmode: "array", tickvals: steps });
+  const LOG_AXIS = { exponentformat: "e", nticks: 3, tickformat: ".3~g" }, WHOLE = { tickformat: ",.12~g" };  // as figures.py has them
+
+  // Columns are as wide as their steps are apart, or all alike where some would be too narrow to be seen.
+  const uneven = steps => steps.length > 2 && Math.min(...steps.slice(1).map((step, i) => step - steps[i])) < (steps.at(-1) - steps[0]) / (steps.length - 1) / 2;
+  const columns = steps => (uneven(steps) ? steps.map(step => step.toLocaleString("en")) : steps);
+
+  function stepAxis(steps) {
+    const axis = { ...WHOLE, title: { text: "step" }, showgrid: false, zeroline: false };
+    if (uneven(steps)) return { ...axis, type: "category", title: { text: "step, unevenly apart" }, nticks: 6, tickangle: 0 };
+    return steps.length > 1 ? axis : { ...axis, tickmode: "array", tickvals: steps };
+  }
 
   function margins(texts, top, more = 0) {  // known beforehand, so that plotly need not draw twice to find them
     measure ??= document.createElement("canvas").getContext("2d");
     measure.font = `${FONT}px ${getComputedStyle(document.body).fontFamily}`;
     const widest = Math.max(...texts.map(text => measure.measureText(text.replace(/<[^>]*>/g, "").replace(/&[a-z]+;/g, "&")).width));
-    return { l: Math.ceil(widest) + 12 + more, r: 16, t: top, b: 52, autoexpand: false };
+    return { l: Math.ceil(widest) + 12 + more, r: 28, t: top, b: BELOW, autoexpand: false };
   }
 
   const blockOf = name => {
@@ -168,7 +176,14 @@
     return at < 0 ? name : parts.slice(0, at + 1).join(".");
   };
 
+  const BELOW = 52, above = figure => (figure.matrix ? 48 : 36);
   const inner = (rows, plot) => Math.min(Math.max(rows.length * 24, 120), plot.clientWidth < 560 ? 420 : 560);
+
+  function heightOf(plot) {
+    const figure = numbers.figures[plot.dataset.figure];
+    if (!figure) return 420;
+    return figure.rows.length ? inner(figure.rows, plot) + above(figure) + BELOW : figure.layout.height ?? 320;
+  }
 
   function rowAxis(figure, plot, range) {
     const blocks = figure.matrix ? numbers.parameters.blocks : figure.rows.map(blockOf);
@@ -178,19 +193,16 @@
   // A screen would leave out rows and columns for which it has no pixels. Those that share one are merged, and the
   // worst of them is shown: what is not finite, then what is farthest from healthy, or greatest.
   function merged({ z, bad }, ratio, down, across) {
-    const wide = z[0].length, rank = (row, column) => {
-      if (bad[row][column] === 1) return Infinity;
-      const log = z[row][column];
-      return Number.isNaN(log) ? -Infinity : ratio ? Math.abs(log + 3) : log;
-    };
-    const shown = [], marks = [], from = [];
+    const wide = z[0].length, shown = [], marks = [], from = [];
     for (let top = 0; top < z.length; top += down) {
       const line = new Float32Array(Math.ceil(wide / across)), mark = new Float32Array(line.length), places = [];
       for (let group = 0; group < line.length; group++) {
-        let at = [top, group * across];
+        let at = [top, group * across], most = -Infinity;
         for (let row = top; row < Math.min(top + down, z.length); row++)
-          for (let column = group * across; column < Math.min((group + 1) * across, wide); column++)
-            if (rank(row, column) > rank(...at)) at = [row, column];
+          for (let column = group * across; column < Math.min((group + 1) * across, wide); column++) {
+            const log = z[row][column], rank = bad[row][column] === 1 ? Infinity : ratio ? Math.abs(log + 3) : log;
+            if (rank > most) [most, at] = [rank, [row, column]];
+          }
         line[group] = z[at[0]][at[1]];
         mark[group] = bad[at[0]][at[1]];
         places.push(at);
@@ -213,7 +225,7 @@
     const whole = matrix(figure.matrix), high = inner(figure.rows, plot), seen = Math.min(Math.abs(range[0] - range[1]), whole.z.length);
     const down = Math.ceil(seen / high), across = Math.max(1, Math.ceil(whole.steps.length / Math.max(width, 1)));
     const { z, bad, from } = merged(whole, figure.matrix === "update_ratio", down, across);
-    const x = z[0].length === whole.steps.length ? whole.steps : Array.from(z[0], (_, group) => whole.steps[Math.min((group + 1) * across, whole.steps.length) - 1]);
+    const steps = columns(whole.steps), x = Array.from(z[0], (_, group) => steps[Math.min((group + 1) * across, steps.length) - 1]);
     plot.from = from;
     plot.down = down;
     return traces.map((trace, i) => {
@@ -232,20 +244,18 @@
   function prepared(plot) {
     const key = plot.dataset.figure;
     if (key === "histogram") return histogramFigure(chosen.value, plot);
-    if (key === "measures") return measuresFigure(chosen.value);
-    const figure = numbers.figures[key], layout = { ...figure.layout };
+    if (key === "measures") return measuresFigure(chosen.value, plot);
+    const figure = numbers.figures[key], layout = { ...figure.layout, height: heightOf(plot) };
     let data = figure.data;
-    layout.height ??= 320;
     if (figure.rows.length) {
       const whole = [figure.rows.length - 0.5, -0.5];
       layout.yaxis = { ...layout.yaxis, ...rowAxis(figure, plot, whole), showgrid: !figure.matrix };
-      layout.margin = margins(layout.yaxis.ticktext, figure.matrix ? 48 : 36);
-      layout.height = inner(figure.rows, plot) + layout.margin.t + layout.margin.b;
+      layout.margin = margins(layout.yaxis.ticktext, above(figure));
     }
     if (figure.matrix) {
       const { steps } = matrix(figure.matrix), width = plot.clientWidth - layout.margin.l - layout.margin.r;
       data = mapTraces(plot, figure, data, layout.yaxis.range, width);
-      layout.xaxis = { ...layout.xaxis, ...stepTicks(steps), showgrid: false };
+      layout.xaxis = { ...layout.xaxis, ...stepAxis(steps) };
     }
     const letters = plot.clientWidth < 560 ? 30 : 60;
     data = data.map(trace => (trace.name?.length > letters ? { ...trace, name: plain(clipped(unescaped(trace.name), letters)) } : trace));
@@ -285,19 +295,19 @@
     const heaviest = z.map((line, i) => [line[wide - 1] || 0, places[i]]).reduce((a, b) => (b[0] > a[0] ? b : a));
     return {
       data: [{
-        type: "heatmap", x: found.steps, y: places, z, colorscale: "Cividis", zmin: 0, hoverongaps: false, text: places.map(binName),
+        type: "heatmap", x: columns(found.steps), y: places, z, colorscale: "Cividis", zmin: 0, hoverongaps: false, text: places.map(binName),
         hovertemplate: "step %{x}<br>%{z:.1f} % of the values<extra></extra>",
         colorbar: { orientation: "h", thickness: 12, len: 1, x: 0, xanchor: "left", y: 1, yanchor: "bottom", ticksuffix: " %", outlinewidth: 0, xpad: 0, ypad: 4, ticks: "outside" },
       }],
       layout: {
-        height: 420, margin: margins(ticks.map(binName), 48, 20), xaxis: { title: { text: "step" }, ...stepTicks(found.steps), showgrid: false, zeroline: false },
+        height: heightOf(plot), margin: margins(ticks.map(binName), 48, 20), xaxis: stepAxis(found.steps),
         yaxis: { tickmode: "array", tickvals: ticks, ticktext: ticks.map(binName), zeroline: false, title: { text: "value, by powers of two" } },
       },
       summary: `Share of the values of ${name} in each power of two. At step ${found.steps[wide - 1].toLocaleString("en")} the fullest bin, ${binWords(heaviest[1])} holds ${Number(heaviest[0].toPrecision(2))} %.${sample}`,
     };
   }
 
-  function measuresFigure(name) {
+  function measuresFigure(name, plot) {
     const row = numbers.parameters.names.indexOf(name);
     const lines = [["rms", "weight rms", BLUE, "solid"], ["gradient_rms", "gradient rms", ORANGE, "dash"], ["clipped_gradient_rms", "after clipping", GREY, "dot"],
       ["update_ratio", "update ratio", GREEN, "dashdot"], ["distance", "distance from init", PURPLE, "longdash"]];
@@ -314,8 +324,8 @@
     if (!data.length) return null;
     return {
       data, layout: {
-        height: 420, margin: { l: 10, r: 12, t: 36, b: 48 }, showlegend: true, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
-        xaxis: { title: { text: "step" }, zeroline: false }, yaxis: { type: "log", ...LOG_AXIS, automargin: true, zeroline: false },
+        height: heightOf(plot), margin: { l: 10, r: 28, t: 36, b: 48 }, showlegend: true, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
+        xaxis: { ...WHOLE, title: { text: "step" }, zeroline: false }, yaxis: { type: "log", ...LOG_AXIS, automargin: true, zeroline: false },
       },
       summary: `${name} at the end: ${words.join(", ") || "nothing was measured"}.`,
     };
@@ -326,7 +336,20 @@
     tip.style.top = (event.clientY + 40 > innerHeight ? event.clientY - 40 : event.clientY + 16) + "px";
   }
 
+  function tidy(plot, figure) {  // ticks of values as the words write them: 1e-6 and 2e8, where plotly has 0.000001 and 0.2e+9
+    for (const tick of plot.querySelectorAll(figure?.rows.length ? ".xtick text" : ".ytick text")) {
+      const text = tick.textContent, value = Number(text.replaceAll("−", "-"));
+      if (tick.childElementCount || Number.isNaN(value) || (text.length < 7 && !text.includes("e"))) continue;
+      tick.textContent = value && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e5) ? value.toExponential().replace("+", "") : value;
+    }
+  }
+
+  const view = ({ layout }) => String([layout.xaxis.range, layout.yaxis.range]);
+
   function listen(plot, figure) {
+    plot.on("plotly_relayout", () => { plot.back.hidden = view(plot) === plot.whole; });
+    tidy(plot, figure);
+    plot.on("plotly_afterplot", () => tidy(plot, figure));
     if (!figure?.rows.length) return;
     plot.on("plotly_relayout", change => {
       if (!("yaxis.range[0]" in change || "yaxis.autorange" in change || "yaxis.range" in change)) return;
@@ -373,12 +396,23 @@
     if (made.summary) caption.textContent = made.summary;
     const log = document.querySelector(`[data-log="${plot.dataset.figure}"]`);
     if (log?.checked) made.layout.yaxis = { ...made.layout.yaxis, type: "log", ...LOG_AXIS };
-    if (document.documentElement.hasAttribute("data-print")) made.layout.width = plot.clientWidth;
+    made.layout.width = plot.clientWidth;
     const first = !plot.classList.contains("js-plotly-plot");
     await Plotly.react(plot, made.data, themed(made.layout), {
-      displaylogo: false, responsive: true, displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+      displaylogo: false, displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
     });
+    plot.whole = view(plot);
+    plot.ticked = null;
+    plot.back.hidden = true;
     if (first) listen(plot, made.figure);
+  }
+
+  for (const plot of plots) {
+    plot.back = document.createElement("button");
+    Object.assign(plot.back, { type: "button", className: "back", textContent: "zoom out", hidden: true });
+    plot.back.addEventListener("click", () => draw(plot));
+    plot.parentNode.querySelector(".figure-head").append(plot.back);
+    plot.addEventListener("touchstart", event => event.stopPropagation(), { capture: true, passive: true });  // a finger scrolls, a mouse zooms
   }
 
   const chosen = document.getElementById("chosen");
@@ -413,27 +447,45 @@
     if (printing) document.documentElement.dataset.theme = "light";
     else applyTheme();
     document.documentElement.toggleAttribute("data-print", printing);
-    for (const plot of plots) if (plot.dataset.drawn) draw(plot);
+    plots.forEach(draw);
   }
   addEventListener("beforeprint", () => redrawn(true));
   addEventListener("afterprint", () => redrawn(false));
 
+  let settled;
+  addEventListener("resize", () => {
+    clearTimeout(settled);
+    settled = setTimeout(() => plots.filter(plot => plot.dataset.drawn && plot.clientWidth !== plot.layout?.width).forEach(draw), 150);
+  });
+
+  // Figures in view are drawn first, the others from there outwards while nothing else is to be done.
+  const left = () => plots.filter(plot => !plot.dataset.drawn);
+  const away = plot => {
+    const { top, bottom } = plot.getBoundingClientRect();
+    return Math.max(top - innerHeight, -bottom, 0);
+  };
+  const idle = window.requestIdleCallback ?? setTimeout;
+
   try {
     const [source, data] = await Promise.all([inflated("plotly"), inflated("numbers")]);
     numbers = JSON.parse(data);
+    for (const plot of plots) plot.style.minHeight = heightOf(plot) + "px";  // so that none pushes the page about when it is drawn
     const script = document.createElement("script");
     script.nonce = nonce;
     script.textContent = source;
     document.head.append(script);
     if (!window.Plotly) throw new Error("plotly.js did not start");
-    for (const plot of plots) {
-      await new Promise(resolve => setTimeout(resolve));  // the page answers between two figures
-      await draw(plot);
+    while (left().length) {
+      const next = left().reduce((one, other) => (away(other) < away(one) ? other : one)), wait = away(next) ? idle : setTimeout;
+      if (wait === idle) performance.mark("figures in view");
+      await new Promise(resolve => wait(resolve));  // the page answers between two figures
+      await draw(next);
     }
   } catch (error) {
     for (const plot of plots) if (!plot.dataset.drawn) plot.textContent = `The figure could not be drawn: ${error}`;
     throw error;
   } finally {
     document.documentElement.dataset.ready = "yes";
+    idle(() => { document.documentElement.dataset.settled = "yes"; });  // long tables are laid out last
   }
 })();

@@ -105,11 +105,10 @@ class Page:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         self.send("Performance.enable", timeDomain="threadTicks")
+        self.send("Emulation.setTouchEmulationEnabled", enabled=width < 600, maxTouchPoints=1)
         started = time.monotonic()
         self.send("Page.navigate", url=file.resolve().as_uri())
-        while not self.evaluate("document.documentElement?.dataset.ready === 'yes'"):
-            assert time.monotonic() - started < 60, "the page is not ready"
-            time.sleep(0.02)
+        self.wait("document.documentElement?.dataset.ready === 'yes'")
         self.seconds = time.monotonic() - started
 
     def send(self, method: str, **parameters: object) -> dict:
@@ -121,6 +120,22 @@ class Page:
         result = self.send("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
+
+    def wait(self, condition: str) -> None:
+        """Until an expression is true."""
+        until = time.monotonic() + 60
+        while not self.evaluate(f"Boolean({condition})"):
+            assert time.monotonic() < until, f"the page is not ready: {condition}"
+            time.sleep(0.02)
+
+    def touch(self, x: float, y: float, across: float = 0, down: float = 0, moves: int = 9) -> None:
+        """A finger: a tap, or where it moves, that many moves of some pixels each."""
+        self.send("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        for move in range(1, moves + 1 if across or down else 1):
+            points = [{"x": x + across * move, "y": y + down * move}]
+            self.send("Input.dispatchTouchEvent", type="touchMove", touchPoints=points)
+            time.sleep(0.02)
+        self.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     @property
     def busy_seconds(self) -> float:
@@ -136,6 +151,7 @@ class Page:
 
     def screenshot(self, file: Path, whole: bool = True) -> None:
         """The page as a PNG, all of it or what the window shows."""
+        self.wait("document.documentElement.dataset.settled || !document.documentElement.dataset.ready")
         size = self.send("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"clip": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}} if whole else {}
         shot = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole, **clip)

@@ -41,6 +41,17 @@ def large(tmp_path_factory):
     return write_report(write_run(tmp_path_factory.mktemp("large"), thousand(), steps=200))
 
 
+@pytest.fixture(scope="module")
+def opened(browser, six):
+    """A page for tests that leave its figures as they were."""
+    return Page(browser, six)
+
+
+@pytest.fixture(scope="module")
+def phone(browser, six):
+    return Page(browser, six, width=390, height=844)
+
+
 def names_shown(page):
     return page.evaluate(SHOWN + ".map(row => row.cells[0].textContent)")
 
@@ -48,6 +59,11 @@ def names_shown(page):
 def labels(page, figure):
     find = f"document.querySelector('[data-figure=\"{figure}\"]').querySelectorAll('.ytick text')"
     return page.evaluate(f"[...{find}].map(text => text.textContent)")
+
+
+def ranges(page, figure):
+    find = f"document.querySelector('[data-figure=\"{figure}\"]')"
+    return page.evaluate(f"[{find}.layout.xaxis.range, {find}.layout.yaxis.range]")
 
 
 def said_of_one(page):
@@ -174,6 +190,81 @@ def test_log_scale_is_a_switch(browser, six):
     page.evaluate("document.querySelector('[data-log=curve-loss]').click()")
     page.evaluate(WAIT)
     assert page.evaluate("document.querySelector('[data-figure=curve-loss]').layout.yaxis.type") == "log"
+
+
+def test_figures_are_as_wide_as_the_page_again_after_printing(opened):
+    widths = "[...document.querySelectorAll('.plot')].map(plot => [plot.clientWidth, plot.layout.width])"
+    before = opened.evaluate(widths)
+    opened.send("Page.printToPDF")
+    assert opened.evaluate(widths) == before
+    assert all(room == wide > 600 for room, wide in before)
+
+
+def test_figures_out_of_view_wait_for_idle_moments_and_are_all_there_on_paper(opened):
+    opened.send("Page.addScriptToEvaluateOnNewDocument", source="window.requestIdleCallback = () => {}")
+    opened.send("Page.reload")
+    opened.wait("performance.getEntriesByName('figures in view').length")
+    assert opened.evaluate(DRAWN) == FIGURES[:2]
+    opened.send("Page.printToPDF")
+    assert opened.evaluate(DRAWN) == FIGURES
+
+
+@pytest.mark.parametrize("figure", ["map-rms", "histogram", "measures", "ratio"])
+def test_steps_are_written_in_full(opened, figure):
+    find = f"document.querySelector('[data-figure=\"{figure}\"]').querySelectorAll('.xtick text')"
+    assert {"2,000", "10,000"} <= set(opened.evaluate(f"[...{find}].map(text => text.textContent)"))
+
+
+def test_finger_scrolls_the_page_and_leaves_figures_as_they_are(phone):
+    find = "document.querySelector('[data-figure=map-rms]')"
+    phone.evaluate(find + ".scrollIntoView({block: 'center', behavior: 'instant'})")
+    before, top = ranges(phone, "map-rms"), phone.evaluate("scrollY")
+    for across, down in ((-12, -2), (1, -10)):
+        phone.touch(200, 422, across, down)
+        phone.evaluate(WAIT)
+        assert ranges(phone, "map-rms") == before
+    assert 60 < phone.evaluate("scrollY") - top < 120, "it did not jump to the parameter under the finger"
+
+
+def test_zoom_out_is_offered_after_zooming_and_can_be_tapped(phone):
+    find = "document.querySelector('[data-figure=curve-loss]')"
+    before = ranges(phone, "curve-loss")
+    button = find + ".parentNode.querySelector('.back')"
+    assert phone.evaluate(button + ".checkVisibility()") is False
+    phone.evaluate(f"Plotly.relayout({find}, {{'xaxis.range': [100, 200], 'yaxis.range': [1, 2]}}).then(() => 0)")
+    assert phone.evaluate(button + ".checkVisibility()") is True
+    phone.evaluate(button + ".scrollIntoView({block: 'center', behavior: 'instant'})")
+    x, y = (phone.evaluate(f"{button}.getBoundingClientRect().{side} + 5") for side in ("x", "y"))
+    phone.touch(x, y)
+    phone.evaluate(WAIT)
+    assert ranges(phone, "curve-loss") == before
+    assert phone.evaluate(button + ".checkVisibility()") is False
+
+
+def test_without_a_script_names_are_text_and_the_notice_stands_in_line(browser, six):
+    page = Page(browser, six)
+    page.send("Emulation.setScriptExecutionDisabled", value=True)
+    page.send("Page.reload")
+    page.wait("document.querySelector('noscript p') && document.querySelector('footer')")
+    colour = "getComputedStyle(document.querySelector('{}')).color"
+    assert page.evaluate(colour.format("table button.name")) == page.evaluate(colour.format("body"))
+    left = (
+        "(({{x}}, {{paddingLeft}}) => x + parseFloat(paddingLeft))({0}.getBoundingClientRect(), getComputedStyle({0}))"
+    )
+    notice, results = (f"document.querySelector('{name}')" for name in ("noscript p", "main"))
+    assert page.evaluate(left.format(notice)) == page.evaluate(left.format(results))
+
+
+def test_steps_unevenly_apart_have_columns_of_one_width(browser, tmp_path):
+    rows = {"step": [*range(1, 41), 100_000], "epoch": [0] * 41, "name": ["w"] * 41, "rms": [1e9] * 40 + [2e9]}
+    write_words(tmp_path, ("w",), numpy.arange(1, 21))
+    write_stats(tmp_path, "parameters", polars.DataFrame(rows))
+    page = Page(browser, write_report(tmp_path))
+    at = "document.querySelector('[data-figure=map-rms]').data[0].x"
+    assert page.evaluate(f"[{at}.length, {at}[0], {at}[40]]") == [41, "1", "100,000"]
+    assert page.evaluate("document.querySelector('[data-figure=map-rms]').layout.xaxis.type") == "category"
+    assert "1e9" in labels(page, "measures"), "as words and colour bars have it"
+    assert page.complaints == []
 
 
 def test_text_from_files_runs_nothing(browser, tmp_path):

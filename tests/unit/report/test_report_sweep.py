@@ -9,8 +9,7 @@ import pytest
 from report_runs import SIX, write_words
 
 from builder.report.sweep import sweep_page
-from builder.report.words import problem_of
-from builder.sweep.results import read_runs, summarise, write_csv
+from builder.sweep.results import problem_of, read_runs, render, summarise, write_csv
 
 REFUSED = "training: 2 problems\n  train/loss: is nan at step 3\n      try a smaller optimizer.lr\n  val/loss: is nan"
 
@@ -86,6 +85,33 @@ def test_run_that_results_csv_counts_as_failed_is_failed_here(tmp_path):
     page = sweep_page(tmp_path)
     assert "1 failed" in page and "all finished" not in page
     assert rows_of(page, "runs")[2] == ["1", "9", "0.1", "nan", "2.0", "test/loss is nan"]
+
+
+@pytest.mark.parametrize("given", [None, ("test/accuracy", "max")], ids=["as the config has it", "as hydra asks"])
+def test_sweep_that_was_not_tested_is_ranked_by_validation(tmp_path, given):
+    first, second = ({"metrics": {"val/accuracy": value, "train/loss": 1.0}} for value in (0.5, 0.7))
+    page = sweep_page(write_sweep(tmp_path, ("lr=1", first), ("lr=2", second)), given)
+    assert "all finished" in page and "No run has test/accuracy." in page
+    assert [row[:2] for row in rows_of(page, "settings")] == [["lr", "val/accuracy"], ["2", "0.7"], ["1", "0.5"]]
+    groups = summarise(read_runs(tmp_path), "test/accuracy", "max")
+    assert [(group.overrides, group.failed) for group in groups] == [({"lr": "2"}, {}), ({"lr": "1"}, {})]
+    assert render(groups, "test/accuracy").title == "2 runs, best val/accuracy first"
+
+
+def test_sweep_without_the_metric_in_any_run_has_no_failed_ones(tmp_path):
+    found = {"metrics": {"train/loss": 1.0}}
+    page = sweep_page(write_sweep(tmp_path, ("lr=1", found), ("lr=2", found)))
+    assert "all finished" in page and "No run has test/accuracy." in page and "</strong> 1 in 2 runs" in page
+    groups = summarise(read_runs(tmp_path), "test/accuracy", "max")
+    assert [len(group.failed) for group in groups] == [0, 0]
+    assert render(groups, "test/accuracy").title == "2 runs, none has test/accuracy"
+
+
+def test_files_of_results_name_the_first_problem_of_a_failed_run(tmp_path):
+    write_sweep(tmp_path, ("lr=1", scores(0.5)), ("lr=2", {"status": "failed", "error": REFUSED}))
+    runs = read_runs(tmp_path)
+    for file in write_csv(tmp_path, runs, summarise(runs, "test/accuracy", "max")):
+        assert "train/loss: is nan at step 3" in file.read_text() and "2 problems" not in file.read_text()
 
 
 def test_failed_run_shows_its_problem_and_keeps_the_lines_of_its_error(tmp_path):
