@@ -8,7 +8,7 @@ or kept; the caller's random state is left as it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -26,14 +26,15 @@ from builder.build import Proof, materialise
 from builder.errors import BuilderError, Problem
 from builder.explain import parameter_theory
 from builder.first_batch import check_first_batch
+from builder.initialize.lsuv import needs_batch, rescale
 from builder.lit_module import RunPlan, assemble, scale_to_batch
 from builder.run import instantiated
 from builder.shapes import made_batch
 from builder.stats.guards import in_json
-from builder.stats.outputs import OutputWatch
+from builder.stats.outputs import LEAST_SAMPLES, LEAST_VALUES, RELU_LIKE, OutputWatch
 from builder.stats.record import Recorder
 from builder.stats.store import OUTPUT_SCHEMA, SCHEMA
-from builder.stats.verdicts import GRADIENT, Verdict, verdicts
+from builder.stats.verdicts import GRADIENT, LEAST_LAYERS, Verdict, depths_judged, listed, verdicts
 from builder.table import rows
 
 SIZES = (32, 16, 16, 16, 16, 16, 16, 16, 16, 16)  # of the symbolic dimensions of a made batch, in order
@@ -51,8 +52,10 @@ class LayerScale:
         mean: Of all values of the output.
         std: Of all values of the output.
         rms: Of all values of the output.
-        dead: The fraction of units that are 0 for the whole batch; None where the layer is not ReLU-like.
-        saturated: The fraction of saturated values; None where the layer is neither tanh- nor sigmoid-like.
+        dead: The fraction of units that are 0 for the whole batch; None where the layer is not ReLU-like, or the batch
+            too small.
+        saturated: The fraction of saturated values; None where the layer is neither tanh- nor sigmoid-like, or the
+            model returns what it gives out.
         nonfinite: How many values are NaN or infinite.
         gradient_rms: Of the loss with respect to the output; None where none came back.
     """
@@ -96,7 +99,9 @@ class Probe:
         loss: Its value.
         layers: In the order in which they ran to their end.
         weights: In the model's order.
-        verdicts: What the numbers say; none where signals and gradients keep their scale.
+        verdicts: What the numbers say; none where all that was judged is well.
+        judged: What was judged, besides whether numbers are finite.
+        unjudged: What could not be, and why.
     """
 
     batch: str
@@ -104,6 +109,8 @@ class Probe:
     layers: tuple[LayerScale, ...]
     weights: tuple[WeightScale, ...]
     verdicts: tuple[Verdict, ...]
+    judged: tuple[str, ...] = ()
+    unjudged: tuple[str, ...] = ()
 
     def as_data(self) -> dict[str, Any]:
         """As plain data, for JSON, which knows no NaN: that becomes a text."""
@@ -119,10 +126,12 @@ def probe_model(proof: Proof, seed: int = 0) -> Probe:
         seed: The init seed.
 
     Raises:
-        BuilderError: An input declares no shape, or a statement of forward fails.
+        BuilderError: An input declares no shape, a statement of forward fails, or `lsuv` does.
     """
     module = materialise(proof, seed=seed)
     batch = made_batch(proof.loaded, proof.expansion, SIZES)
+    with torch.random.fork_rng(devices=[]):
+        rescale(module, proof.decisions, proof.parameters, lambda: module(**batch))
 
     def loss() -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -134,7 +143,7 @@ def probe_model(proof: Proof, seed: int = 0) -> Probe:
         return torch.stack([(leaf * noise).sum() for leaf, noise in zip(leaves, noises, strict=True)]).sum()
 
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in batch.items())
-    return probe(proof, module, loss, f"a made batch ({shapes})", seed)
+    return probe(proof, module, loss, f"a made batch ({shapes}{_scaled(proof)})", seed)
 
 
 def probe_run(plan: RunPlan, config: DictConfig) -> Probe:
@@ -158,7 +167,18 @@ def probe_run(plan: RunPlan, config: DictConfig) -> Probe:
         for name, part in zip(lit.task.spec.batch, batch, strict=True)
     )
     seed = plan.config.get("init_seed", plan.config.get("seed", 0))
-    return probe(plan.proof, lit.model, lambda: lit.task.loss(lit.model, batch), f"first batch ({shapes})", seed)
+    return probe(
+        plan.proof,
+        lit.model,
+        lambda: lit.task.loss(lit.model, batch),
+        f"first batch ({shapes}{_scaled(plan.proof)})",
+        seed,
+    )
+
+
+def _scaled(proof: Proof) -> str:
+    weights = len(needs_batch(proof.decisions))
+    return f"; lsuv has scaled {weights} weight{'s' if weights > 1 else ''} on it" if weights else ""
 
 
 def probe(proof: Proof, module: nn.Module, loss: Callable[[], Tensor], batch: str, seed: int) -> Probe:
@@ -171,12 +191,12 @@ def probe(proof: Proof, module: nn.Module, loss: Callable[[], Tensor], batch: st
         batch: What goes through the model, in words.
         seed: Of the random numbers of the pass, as dropout draws them.
     """
-    watch, gradients = OutputWatch(module, "*"), dict[str, Tensor]()
+    watch, gradients, ran = OutputWatch(module, "*"), dict[str, Tensor](), dict[str, None]()
     named = {name: parameter for name, parameter in module.named_parameters() if parameter.numel()}
     recorder = Recorder(named, outputs=watch)
     watch.attach()
     hooks = [
-        layer.register_forward_hook(partial(_catch_gradient, gradients, path))
+        layer.register_forward_hook(partial(_catch_gradient, gradients, ran, path))
         for path, layer in module.named_modules()
         if path
     ]
@@ -197,17 +217,47 @@ def probe(proof: Proof, module: nn.Module, loss: Callable[[], Tensor], batch: st
     scales = [float(gradients[path]) if path in gradients else None for path in outputs["layer"]]
     outputs = outputs.with_columns(polars.Series(GRADIENT, scales, dtype=polars.Float64))
     table = [asdict(row) | {"trainable": False} for row in rows(proof)]  # nothing has moved, and need not have
+    depths = depths_judged(parameters, outputs, table)
     return Probe(
         batch,
         float(value.detach()),
         tuple(LayerScale(**row) for row in outputs.select("layer", "kind", *_KEPT, GRADIENT).iter_rows(named=True)),
         tuple(_weight_scales(proof, parameters)),
         tuple(verdicts(parameters, outputs, table)),
+        judged=(*(f"{of} by depth" for of, enough in depths.items() if enough), *_shares_judged(outputs)),
+        unjudged=tuple(_unjudged(depths, outputs, ran)),
     )
 
 
-def _catch_gradient(found: dict[str, Tensor], path: str, module: nn.Module, inputs: Any, output: Any) -> None:
-    """Keeps the rms of the gradient of a layer's first output; of several calls, that of the first in forward order."""
+def _shares_judged(outputs: polars.DataFrame) -> Iterator[str]:
+    for measure, what in (("dead", "dead units"), ("saturated", "saturated values")):
+        if outputs[measure].is_not_null().any():
+            yield what
+
+
+def _unjudged(depths: Mapping[str, bool], outputs: polars.DataFrame, ran: Iterable[str]) -> Iterator[str]:
+    few = [of for of, enough in depths.items() if not enough]
+    if few:
+        takes = f"{LEAST_LAYERS} layers with weights, with numbers that are finite and not 0"
+        yield f"{' and '.join(few)} by depth, which takes {takes}"
+    is_relu = polars.col("kind").str.to_lowercase().is_in(sorted(RELU_LIKE))
+    relus = outputs.filter(is_relu & polars.col("dead").is_null())["layer"].to_list()
+    if relus:
+        takes = f"{LEAST_VALUES} values from {LEAST_SAMPLES} samples of each unit"
+        yield f"dead units of {listed(relus)}, which takes {takes}"
+    unseen = [path for path in ran if path not in outputs["layer"]]
+    if unseen:
+        yield f"what {listed(unseen)} gave out, which statistics cannot measure"
+
+
+def _catch_gradient(
+    found: dict[str, Tensor], ran: dict[str, None], path: str, module: nn.Module, inputs: Any, output: Any
+) -> None:
+    """Notes that a layer ran, and keeps the rms of the gradient of its first output.
+
+    Of several calls, it is that of the first in forward order.
+    """
+    ran[path] = None
     for leaf in _tensors(output):
         if leaf.requires_grad:
             leaf.register_hook(partial(_keep_rms, found, path))  # type: ignore[no-untyped-call]
@@ -260,9 +310,14 @@ def render(found: Probe) -> Group:
     for weight in found.weights:
         numbers = (weight.predicted_std, weight.std, weight.gradient_rms)
         weights.add_row(weight.name, " × ".join(map(str, weight.shape)) or "1", *map(_number, numbers))
-    words = [f"{verdict.severity}: {verdict.text}" for verdict in found.verdicts]
-    healthy = "healthy: outputs and gradients keep their scale through the layers, and few units are dead"
-    return Group(layers, weights, "\n".join(words or [healthy]))
+    words = [f"{verdict.severity}: {verdict.text}" for verdict in found.verdicts] or [_healthy(found)]
+    return Group(layers, weights, "\n".join([*words, *(f"not judged: {what}" for what in found.unjudged)]))
+
+
+def _healthy(found: Probe) -> str:
+    if not found.judged:
+        return "all numbers are finite; nothing else could be judged"
+    return f"healthy: all numbers are finite; within the bounds: {', '.join(found.judged)}"
 
 
 def _bars(values: Sequence[float | None]) -> list[str]:

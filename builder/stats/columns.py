@@ -19,8 +19,10 @@ Parameters, one row for each (step, name[, member]):
 Layer outputs, one row for each (step, layer[, member]):
 
 - `mean std rms nonfinite`: of all values of the output.
-- `dead`: the fraction of units (last axis, or channels) that are exactly 0 for the whole batch; ReLU-like layers only.
-- `saturated`: the fraction of values beyond 0.97 in absolute value (tanh-like), or outside [0.03, 0.97] (sigmoid-like).
+- `dead`: the fraction of units (features, or channels) that are exactly 0 for the whole batch; of ReLU-like layers, and
+  where 16 values from 2 samples stand behind each unit.
+- `saturated`: the fraction of values beyond 0.97 in absolute value (tanh-like), outside [0.03, 0.97] (sigmoid-like) or
+  at a bound (hardtanh); not of what the model returns.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ Part = tuple[str, Rows, Tensor]
 """A parameter's name, some of its rows, and this process's values of them."""
 
 _BLOCK = 2**24  # values that are drawn at a time
-_COMPARED = 2**16  # values at either end of a parameter that show whether it holds what would be drawn
+_MOVED = START.index("moved")
 
 
 class Start:
@@ -56,15 +56,15 @@ class Start:
         resumed: Collection[str] | None = None,
     ) -> None:
         self._parameters, self._draw, self._rank, self._stacked = dict(parameters), draw, rank, stacked
-        if resumed is None:
-            self.drawn = {name for name in parameters if not stacked and self._holds_what_is_drawn(name)}
-        else:
-            self.drawn = set(resumed) & set(parameters)
+        self.missing: set[str] = set()
+        self._copies: dict[str, Tensor] = {}
+        self.drawn = self._unmoved() if resumed is None else set(resumed) & set(parameters)
         others = [name for name in parameters if name not in self.drawn]
-        self.missing = set(others if resumed is not None else ())
-        self._copies = {
-            name: own_part(parameters[name], rank).cpu().clone() for name in others if name not in self.missing
-        }
+        if resumed is None:
+            self.missing = set()
+            self._copies = {name: own_part(parameters[name], rank).cpu().clone() for name in others}
+        else:
+            self.missing = set(others)
 
     def sums(self, names: Iterable[str]) -> Tensor:
         """Products of this process's parts of parameters with their initial values.
@@ -119,12 +119,15 @@ class Start:
     def _drawn(self, block: Sequence[Part]) -> list[Tensor]:
         """Initial values; of a parameter that can no longer be drawn its own, and it counts as missing from now on."""
         try:
-            return self._draw([(name, rows) for name, rows, _ in block])
+            then = self._draw([(name, rows) for name, rows, _ in block])
         except (BuilderError, OSError):  # a pretrained file may have gone: no reason to end a training
-            if len(block) > 1:
-                return [values for part in block for values in self._drawn([part])]
-            self.missing.add(block[0][0])
-            return [block[0][2]]
+            then = []
+        if [values.shape for values in then] == [part.shape for _, _, part in block]:
+            return then
+        if len(block) > 1:
+            return [values for part in block for values in self._drawn([part])]
+        self.missing.add(block[0][0])
+        return [block[0][2]]
 
     def _blocks(self, names: Iterable[str]) -> Iterator[list[Part]]:
         """Parts of parameters, so many at a time as are drawn together."""
@@ -150,29 +153,13 @@ class Start:
             part = now[low : low + most]
             yield name, (first + low, first + low + len(part)), part
 
-    def _holds_what_is_drawn(self, name: str) -> bool:
-        now, first = own_part(self._parameters[name], self._rank), first_row(self._parameters[name])
-        if first is None:
-            return False
-        if not now.numel():
-            return True
-        try:
-            if not now.ndim:
-                return torch.equal(now.cpu(), self._draw([(name, None)])[0].to(now.dtype))
-            ends = _ends(now)
-            drawn = self._draw([(name, (first + low, first + high)) for low, high in ends])
-            return all(
-                torch.equal(now[low:high].cpu(), values.to(now.dtype))
-                for (low, high), values in zip(ends, drawn, strict=True)
-            )
-        except BuilderError:
-            return False
-
-
-def _ends(now: Tensor) -> list[tuple[int, int]]:
-    """The first and the last rows."""
-    count = min(len(now), max(1, _COMPARED // max(1, prod(now.shape[1:]))))
-    return [(0, count), (len(now) - count, len(now))] if count < len(now) else [(0, count)]
+    def _unmoved(self) -> set[str]:
+        """The parameters that hold what is drawn, each value of them."""
+        names = [name for name, parameter in self._parameters.items() if first_row(parameter) is not None]
+        if self._stacked or not names:
+            return set()
+        moved = self.sums(names)[:, _MOVED].tolist()
+        return {name for name, apart in zip(names, moved, strict=True) if apart == 0 and name not in self.missing}
 
 
 def drawn_by(model: nn.Module) -> Draw:

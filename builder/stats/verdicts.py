@@ -19,6 +19,8 @@ MOST_CHANGE = 100.0  # of scale from the first layer to the last, up or down
 LEAST_LAYERS = 4  # for a change over depth to be one
 MOST_DEAD = MOST_SATURATED = 0.5  # of the units of a layer, of its values
 LEAST_UPDATE, MOST_UPDATE = 1e-6, 1e-1  # of the weight's rms in one step; about 1e-3 is common
+GROWING = round(MOST_UPDATE**-2)  # steps of random signs from 0, of which the last is MOST_UPDATE of their sum
+_OWN_SIZE = 0.01  # of a weight: by less its size differs from the way it has come if it started near 0
 
 GRADIENT = "gradient_rms"  # of a parameter; a probe has it of the outputs as well
 
@@ -96,40 +98,48 @@ def _nonfinite(rows: polars.DataFrame, by: str) -> Iterator[Verdict]:
         first = bad.filter(polars.col("step") == step)
         names = _distinct(first[by])
         of = {"name": "weights", "layer": "the output"}[by] if measure == "nonfinite" else "gradients"
-        text = f"NaN or infinite {of} of {_listed(names)} at step {step}."
+        text = f"NaN or infinite {of} of {listed(names)} at step {step}."
         yield Verdict("nonfinite", "error", names, step, text, dict(zip(names, first[measure].to_list(), strict=False)))
+
+
+def depths_judged(
+    parameters: polars.DataFrame, outputs: polars.DataFrame, table: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, bool]:
+    """Whether there were enough layers to judge how each kind of number changes over depth."""
+    return {
+        of: _at_last(rows, by, measure) is not None for rows, by, measure, of in _depths(outputs, parameters, table)
+    }
 
 
 def _scales_by_depth(
     outputs: polars.DataFrame, parameters: polars.DataFrame, table: Sequence[Mapping[str, Any]]
 ) -> Iterator[Verdict]:
+    for depth in _depths(outputs, parameters, table):
+        yield from _change_by_depth(*depth)
+
+
+def _depths(
+    outputs: polars.DataFrame, parameters: polars.DataFrame, table: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[polars.DataFrame, str, str, str]]:
     """Of the outputs of layers with a weight: those that only pass on, such as a ReLU, would be counted twice."""
     weighted = {name.rpartition(".")[0] for name in parameters["name"].unique()}
     layers = outputs.filter(polars.col("layer").is_in(sorted(weighted)))
-    yield from _change_by_depth(layers, "layer", "rms", "outputs of the layers")
+    yield layers, "layer", "rms", "outputs of the layers"
     if GRADIENT in outputs.columns:
-        yield from _change_by_depth(layers, "layer", GRADIENT, "gradients of the outputs")
+        yield layers, "layer", GRADIENT, "gradients of the outputs"
     else:
         # of an Embedding a batch reaches a few rows, and the rms is over all of them
         matrices = [row["name"] for row in table if len(row["shape"]) >= 2 and row.get("kind") != "Embedding"]
         rows = parameters.filter(polars.col("name").is_in(matrices)) if matrices else parameters.clear()
-        yield from _change_by_depth(rows, "name", GRADIENT, "gradients of the matrices")
+        yield rows, "name", GRADIENT, "gradients of the matrices"
 
 
 def _change_by_depth(rows: polars.DataFrame, by: str, measure: str, of: str) -> Iterator[Verdict]:
     """The factor by which a line through the logarithms changes: from the first layer, of gradients from the last."""
-    rows = rows.filter(
-        polars.col(measure).is_finite() & (polars.col(measure) > 0)
-    )  # a head that starts at zero gives 0
-    if rows.is_empty():
+    last = _at_last(rows, by, measure)
+    if last is None:
         return
-    step = int(rows["step"].to_numpy().max())
-    last = rows.filter(polars.col("step") == step)
-    if measure == GRADIENT:
-        last = last.reverse()
-    names, values = _distinct(last[by]), last[measure].to_list()
-    if len(values) < LEAST_LAYERS or len(names) != len(values):
-        return
+    step, names, values = last
     logs = [math.log(value) for value in values]
     change = math.exp(_slope(logs) * (len(logs) - 1))
     if 1 / MOST_CHANGE <= change <= MOST_CHANGE:
@@ -138,6 +148,21 @@ def _change_by_depth(rows: polars.DataFrame, by: str, measure: str, of: str) -> 
     text = f"The {of} {word}: from {values[0]:.2g} in {names[0]} to {values[-1]:.2g} in {names[-1]}."
     numbers = {"from": values[0], "to": values[-1], "factor": change}
     yield Verdict(kind, "warning", (names[0], names[-1]), step, text, numbers)
+
+
+def _at_last(rows: polars.DataFrame, by: str, measure: str) -> tuple[int, tuple[str, ...], list[float]] | None:
+    """The last step, and names and values in the order of the signal; None where they are too few to compare."""
+    rows = rows.filter(
+        polars.col(measure).is_finite() & (polars.col(measure) > 0)
+    )  # a head that starts at zero gives 0
+    if rows.is_empty():
+        return None
+    step = int(rows["step"].to_numpy().max())
+    last = rows.filter(polars.col("step") == step)
+    if measure == GRADIENT:
+        last = last.reverse()
+    names, values = _distinct(last[by]), last[measure].to_list()
+    return None if len(values) < LEAST_LAYERS or len(names) != len(values) else (step, names, values)
 
 
 def _slope(values: Sequence[float]) -> float:
@@ -159,16 +184,23 @@ def _shares(outputs: polars.DataFrame) -> Iterator[Verdict]:
         if len(beyond):
             names, shares = _distinct(beyond["layer"]), beyond[measure].to_list()
             most_of = f"{'Up to ' if len(names) > 1 else ''}{max(shares):.0%}"
-            text = f"{most_of} of the {what} in {_listed(names)} at step {step}."
+            text = f"{most_of} of the {what} in {listed(names)} at step {step}."
             numbers = dict(zip(beyond["layer"].to_list(), shares, strict=True))
             yield Verdict(measure, "warning", names, step, text, numbers)
 
 
 def _update_ratios(parameters: polars.DataFrame) -> Iterator[Verdict]:
-    """By the median over the last third of the steps: the first steps of a schedule are not judged."""
+    """By the median over the last third of the steps: the first steps of a schedule are not judged.
+
+    Nor are the first of a parameter that started at zero, or near it: it consists of the steps it took, and whatever
+    the learning rate the n-th is about 1 / n of their sum, or 1 / sqrt(n) where they go to and fro. Only where it is
+    more than `MOST_UPDATE` after `GROWING` steps as well are the steps too large.
+    """
     steps = sorted(parameters["step"].unique())
     late = steps[-(len(steps) // 3) :]  # of fewer than three, all
     rows = parameters.filter(polars.col("step").is_in(late) & polars.col("update_ratio").is_finite())
+    rows = rows.join(_made_of_steps(parameters), "name", "left", maintain_order="left")
+    rows = rows.filter(polars.col("since").is_null() | (polars.col("step") - polars.col("since") >= GROWING))
     medians = rows.group_by("name", maintain_order=True).agg(polars.col("update_ratio").median())
     ratio = polars.col("update_ratio")
     kinds: dict[Severity, tuple[polars.Expr, str]] = {
@@ -179,8 +211,16 @@ def _update_ratios(parameters: polars.DataFrame) -> Iterator[Verdict]:
         ratios = dict(medians.filter(beyond).iter_rows())
         if ratios:
             names = tuple(ratios)
-            text = f"Each step changes {_listed(names)} by {how_much} of their size."
+            text = f"Each step changes {listed(names)} by {how_much} of their size."
             yield Verdict("update_ratio", severity, names, late[-1], text, ratios)
+
+
+def _made_of_steps(parameters: polars.DataFrame) -> polars.DataFrame:
+    """Parameters that are, but for 1 %, as large as the way they have come, by the first step that shows one."""
+    way = polars.coalesce(polars.col("distance") / polars.col("l2"), "update_ratio")
+    there = parameters.filter(polars.col("rms") > 0).group_by("name", maintain_order=True)
+    first = there.agg(polars.col("step").first().alias("since"), way.first().alias("way"))
+    return first.filter((polars.col("way") - 1).abs() <= _OWN_SIZE).select("name", "since")
 
 
 def _still(parameters: polars.DataFrame, table: Sequence[Mapping[str, Any]]) -> Iterator[Verdict]:
@@ -194,13 +234,14 @@ def _still(parameters: polars.DataFrame, table: Sequence[Mapping[str, Any]]) -> 
         names = _distinct(still.filter(polars.col("gradient_rms") == reached)["name"])
         if names:
             step = int(parameters["step"].to_numpy().max())
-            yield Verdict("still", "warning", names, step, f"Though trainable, {why} {_listed(names)}.", {})
+            yield Verdict("still", "warning", names, step, f"Though trainable, {why} {listed(names)}.", {})
 
 
 def _distinct(names: polars.Series) -> tuple[str, ...]:
     return tuple(names.unique(maintain_order=True))
 
 
-def _listed(names: Sequence[str], most: int = 4) -> str:
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Names in a sentence, the first of them where there are many."""
     shown = ", ".join(names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown

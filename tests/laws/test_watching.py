@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 import builder
@@ -37,6 +38,19 @@ BATCH_NORM = {
 }
 GPT = Path(__file__).parents[2] / "conf" / "model" / "gpt.yaml"
 SMALL_GPT = {"d": 32, "depth": 2, "heads": 2}
+
+
+class Checkpointed(torch.nn.Module):
+    """The backward pass computes the middle again."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = builder.build(BATCH_NORM, seed=1)
+
+    def forward(self, x):
+        model = self.model
+        x = checkpoint(lambda x: model.drop(model.act(model.norm(x)).relu()), model.fc1(x), use_reentrant=False)
+        return model.out(x)
 
 
 class Lit(pl.LightningModule):
@@ -107,6 +121,7 @@ def fitted(run_dir, build, loss, data, watched, options):
             lambda: builder.build(BATCH_NORM, seed=1, freeze={"first": {"match": "fc1.*"}}),
             classified, features(), id="a frozen layer",
         ),
+        pytest.param(Checkpointed, classified, features(), id="activation checkpoints"),
     ],
 )  # fmt: skip
 def test_losses_and_weights_are_the_same_bits_with_statistics_on_and_off(tmp_path, build, loss, data, options):

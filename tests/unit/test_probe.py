@@ -8,7 +8,7 @@ import torch
 import builder
 from builder.build import prove
 from builder.cli import main
-from builder.probe import SIZES, probe_model
+from builder.probe import SIZES, probe_model, render
 
 DEEP = {
     "args": {"depth": 30},
@@ -134,3 +134,78 @@ def test_outputs_that_overflow_are_the_gravest_verdict():
     found = probe_model(prove(DEEP, init={"huge": {"policy": "normal", "std": 1e18, "min_ndim": 2}}))
     assert (found.verdicts[0].kind, found.verdicts[0].severity) == ("nonfinite", "error")
     assert found.verdicts[0].names[0].startswith("h.")
+
+
+# ---- what could be judged --------------------------------------------------------------------------------------------
+
+
+def shown(found):
+    """The words below the tables."""
+    return render(found).renderables[-1]
+
+
+def test_a_deep_healthy_model_is_judged_in_all_that_is_said():
+    found = probe_model(prove(DEEP, init="kaiming_normal"))
+    assert found.judged == ("outputs of the layers by depth", "gradients of the outputs by depth", "dead units")
+    assert found.unjudged == ()
+    assert shown(found) == f"healthy: all numbers are finite; within the bounds: {', '.join(found.judged)}"
+
+
+def test_what_too_few_layers_leave_open_is_said():
+    found = probe_model(prove(DEEP, args={"depth": 2}))
+    assert found.judged == ("dead units",)
+    (why,) = found.unjudged
+    assert why.startswith("outputs of the layers and gradients of the outputs by depth, which takes 4 layers")
+    assert shown(found) == f"healthy: all numbers are finite; within the bounds: dead units\nnot judged: {why}"
+
+
+def test_dead_units_of_one_sample_are_not_judged():
+    model = {**DEEP, "inputs": {"x": {"shape": [1, 64]}}}
+    found = probe_model(prove(model, init="xavier_uniform"))
+    assert "dead" not in {verdict.kind for verdict in found.verdicts}
+    (why,) = found.unjudged
+    assert why.startswith("dead units of h.0.act, h.1.act, h.2.act, h.3.act and 26 more, which takes 16 values")
+
+
+def test_a_model_of_which_nothing_can_be_judged_is_not_called_healthy():
+    found = probe_model(prove({**DEEP, "blocks": {}, "layers": {"head": DEEP["layers"]["head"]}}))
+    assert found.judged == ()
+    assert shown(found).startswith("all numbers are finite; nothing else could be judged\nnot judged: outputs")
+
+
+def test_layers_whose_outputs_cannot_be_measured_are_named():
+    data = {
+        "inputs": {"x": {"shape": ["batch", 4]}},
+        "layers": {
+            "fc": {"kind": "Linear", "in_features": 4, "out_features": 4},
+            "pick": {"kind": "Identity"},
+        },
+        "forward": "fc(x) + pick(x.argmax(-1, keepdim=True))",
+    }
+    found = probe_model(prove(data))
+    assert found.unjudged[-1] == "what pick gave out, which statistics cannot measure"
+    assert found.as_data()["unjudged"][-1] == found.unjudged[-1]
+
+
+LSUV = {"all": {"policy": "lsuv", "min_ndim": 2}, "biases": {"policy": "zeros", "match": "*.bias"}}
+
+
+def test_lsuv_is_applied_before_a_model_file_is_judged():
+    found = probe_model(prove(DEEP, init=LSUV))
+    weighted = [layer for layer in found.layers if layer.kind == "Linear"]
+    assert [layer.std for layer in weighted] == pytest.approx([1.0] * 31, rel=0.06)
+    assert found.batch == "a made batch (x [32, 64]; lsuv has scaled 31 weights on it)"
+
+
+def test_lsuv_leaves_random_state_alone():
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    noisy = {**DEEP, "blocks": {}, "layers": {"head": DEEP["layers"]["head"]}, "forward": "head(dropout(x, 0.1, True))"}
+    probe_model(prove(noisy, init=LSUV))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_lsuv_that_fails_on_the_made_batch_is_refused(refusal):
+    init = {**LSUV, "biases": {"policy": "normal", "std": 9, "match": "*.bias"}}
+    problem = refusal(probe_model, prove(DEEP, init=init))
+    assert "after 10 scalings" in problem.what

@@ -68,6 +68,30 @@ def test_weights_that_were_loaded_are_copied_and_it_is_said(model):
     assert distances(model, start)["fc.weight"] == pytest.approx(300.0)
 
 
+@pytest.mark.parametrize("block", [2**24, 50_000], ids=["at once", "in blocks"])
+def test_one_value_set_in_the_middle_of_a_parameter_is_noticed(model, block, monkeypatch):
+    monkeypatch.setattr(module_under_test, "_BLOCK", block)
+    with torch.no_grad():
+        model.tall.weight[500, 150] += 1e-6
+    start = start_of(model)
+    assert start.drawn == {"fc.weight", "fc.bias", "tall.bias", "gain"}
+    assert distances(model, start)["tall.weight"] == 0.0
+
+
+def test_a_value_that_is_no_number_is_not_what_was_drawn(model):
+    with torch.no_grad():
+        model.tall.weight[500, 150] = float("nan")
+    assert "tall.weight" not in start_of(model).drawn
+
+
+@pytest.mark.parametrize("outer", [1000, 1200], ids=["narrower", "of other rows too"])
+def test_a_layer_that_was_put_in_place_of_another_is_copied(model, outer):
+    model.tall = nn.Linear(200, outer)
+    start = start_of(model)
+    assert start.drawn == {"fc.weight", "fc.bias", "gain"} and start.missing == set()
+    assert set(distances(model, start).values()) == {0.0}
+
+
 @pytest.mark.parametrize(
     "build",
     [

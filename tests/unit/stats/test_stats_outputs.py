@@ -1,10 +1,12 @@
 """What hooks see of layers, and when they are there."""
 
 import math
+from collections import OrderedDict
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from builder.stats.outputs import OutputWatch
 from builder.stats.record import Recorder
@@ -80,7 +82,7 @@ def test_a_unit_is_dead_if_no_batch_of_the_step_moves_it():
         model.block[0].weight.zero_()
         model.block[0].bias.copy_(torch.tensor([-1.0, -1, 1, 1, 0, 0]))
         model.block[0].weight[0, 0] = 10
-    low, high = torch.full((2, 4), -1.0), torch.full((2, 4), 1.0)
+    low, high = torch.full((16, 4), -1.0), torch.full((16, 4), 1.0)
     assert seen(model, [low])["block.1"]["dead"] == pytest.approx(4 / 6)
     assert seen(model, [low, high])["block.1"]["dead"] == pytest.approx(3 / 6)
     assert seen(model, [low])["block.0"]["dead"] is None, "a Linear has no dead units"
@@ -122,7 +124,7 @@ def test_a_layer_that_is_called_twice_is_measured_over_both_calls():
         def forward(self, x):
             return self.act(x) + self.act(-x) * self.scale
 
-    rows = seen(Twice(), [torch.ones(2, 4), torch.ones(2, 4)])
+    rows = seen(Twice(), [torch.ones(8, 4), torch.ones(8, 4)])
     assert rows["act"]["mean"] == 0.5
     assert rows["act"]["dead"] == 0.5, "all units of one call"
 
@@ -211,11 +213,13 @@ def test_functions_stand_where_they_are_called():
 
 def test_functions_are_measured_like_layers():
     model = Functional()
-    rows = seen(model, [batch()])
-    inner = model.blocks[0].fc(torch.tanh(batch())).relu().detach()
+    rows = seen(model, [batch(size=20)])
+    inner = model.blocks[0].fc(torch.tanh(batch(size=20))).relu().detach()
     assert rows["blocks.0.relu()"]["dead"] == pytest.approx((inner == 0).all(0).double().mean().item())
     assert rows["blocks.0.relu()"]["rms"] == pytest.approx(inner.double().square().mean().sqrt().item())
-    assert rows["tanh()"]["saturated"] == pytest.approx((torch.tanh(batch()).abs() > 0.97).double().mean().item())
+    assert rows["tanh()"]["saturated"] == pytest.approx(
+        (torch.tanh(batch(size=20)).abs() > 0.97).double().mean().item()
+    )
 
 
 F = nn.functional
@@ -224,7 +228,8 @@ CALLS = {
     "method": lambda x: x.relu(), "F.relu6": F.relu6, "F.threshold": lambda x: F.threshold(x, 0.0, 0.0),
     "F.hardswish": F.hardswish, "F.softshrink": F.softshrink, "F.tanh": F.tanh, "tanh_": lambda x: x.tanh_(),
     "F.softsign": F.softsign, "F.sigmoid": F.sigmoid, "torch.sigmoid": torch.sigmoid,
-    "F.hardsigmoid": F.hardsigmoid,
+    "F.hardsigmoid": F.hardsigmoid, "F.hardtanh": F.hardtanh, "hardtanh_": lambda x: F.hardtanh_(x, -2.0),
+    "F.hardtanh from 0": lambda x: F.hardtanh(x, 0.0, 6.0, inplace=True),
 }  # fmt: skip
 
 
@@ -246,7 +251,7 @@ def test_a_call_is_seen_once_whatever_it_is_written_as(call):
     assert torch.equal(output, model(batch()))
     _, (name, layer) = watch.take().items()
     assert name == f"{layer.kind}()" and len(layer.sums) == 1
-    assert bool(layer.alive) != bool(layer.beyond)
+    assert bool(layer.units) != bool(layer.beyond)
 
 
 def test_other_functions_and_the_globs_leave_no_row():
@@ -327,7 +332,7 @@ def test_a_model_that_calls_itself_is_watched_once():
 def test_batches_of_other_lengths_within_a_step_are_no_fault():
     model = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0), nn.ReLU())
     rows = seen(model, [batch(size=5), batch(size=3)])
-    assert 0 <= rows["2"]["dead"] <= 1
+    assert rows["2"]["rms"] > 0 and rows["2"]["dead"] is None, "each of 8 units was seen once at the most"
 
 
 @pytest.mark.parametrize(
@@ -381,13 +386,167 @@ def test_a_scripted_layer_takes_no_hooks():
     assert list(seen(model, [batch()])) == ["1"]
 
 
-def test_outputs_without_floats_are_left_out():
-    class Picks(nn.Module):
-        def forward(self, x):
-            return x.argmax(-1), x
+class Gives(nn.Module):
+    """A layer that gives out what a function makes of its input."""
 
-    model = nn.Sequential(nn.Linear(4, 3), Picks())
-    watch = OutputWatch(model, "*")
-    watch.attach()
-    model(batch())
-    assert list(watch.take()) == ["0"]
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        pytest.param(lambda x: (x.argmax(-1), x), id="whole numbers first"),
+        pytest.param(lambda x: (None, x), id="None first"),
+        pytest.param(lambda x: {"loss": None, "hidden": x, "more": -x}, id="mapping"),
+        pytest.param(lambda x: OrderedDict(hidden=x, loss=x.mean()), id="ordered mapping"),
+        pytest.param(lambda x: [x, 0 * x], id="list"),
+    ],
+)
+def test_of_an_output_in_parts_the_first_with_floats_is_measured(wrap):
+    rows = seen(nn.Sequential(nn.Linear(4, 3), Gives(wrap)), [batch()])
+    assert rows["1"]["rms"] == rows["0"]["rms"]
+
+
+@pytest.mark.parametrize("wrap", [lambda x: (x.argmax(-1), None), lambda x: {}, lambda x: None, lambda x: x[:0]])
+def test_outputs_without_floats_are_left_out(wrap):
+    assert list(seen(nn.Sequential(nn.Linear(4, 3), Gives(wrap)), [batch()])) == ["0"]
+
+
+# ---- what is judged --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "judged"),
+    [
+        pytest.param([(1, 40, 4)], False, id="one sample of 40 values"),
+        pytest.param([(15, 4)], False, id="15 values"),
+        pytest.param([(16, 4)], True, id="16 values"),
+        pytest.param([(2, 8, 4)], True, id="2 samples of 8 values"),
+        pytest.param([(1, 8, 4), (1, 8, 4)], True, id="two batches of one sample"),
+        pytest.param([(4,)] * 20, True, id="20 samples, one by one"),
+    ],
+)
+def test_units_are_dead_only_where_enough_values_stand_behind_each(sizes, judged):
+    rows = seen(nn.Sequential(nn.Linear(4, 6), nn.ReLU()), [torch.ones(size) for size in sizes])
+    assert (rows["1"]["dead"] is not None) == judged
+
+
+def changed(layer, unit=0):
+    """The layer, with one unit out of reach."""
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.fill_(1.0)[unit] = -1.0
+    return layer
+
+
+SWAP = Gives(lambda x: x.movedim(1, -1))
+FIRST_BELOW_0 = Gives(lambda x: torch.cat([-x[:, :1], x], 1))
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "dead"),
+    [
+        pytest.param([changed(nn.Conv1d(3, 4, 1)), nn.ReLU()], (4, 3, 7), 1 / 4, id="Conv1d"),
+        pytest.param([changed(nn.Conv3d(3, 4, 1)), nn.ReLU()], (4, 3, 2, 2, 2), 1 / 4, id="Conv3d"),
+        pytest.param([nn.Conv1d(3, 4, 1), changed(nn.BatchNorm1d(4)), nn.ReLU()], (4, 3, 7), 1 / 4, id="BatchNorm1d"),
+        pytest.param([nn.Conv1d(3, 4, 1), changed(nn.GroupNorm(2, 4)), nn.ReLU()], (4, 3, 7), 1 / 4, id="GroupNorm"),
+        pytest.param([changed(nn.Linear(3, 5)), nn.ReLU()], (4, 7, 3), 1 / 5, id="Linear over time"),
+        pytest.param([changed(nn.Linear(3, 5)), nn.ReLU()], (4, 7, 2, 3), 1 / 5, id="Linear over a picture"),
+        pytest.param([nn.Conv2d(3, 5, 1), SWAP, changed(nn.LayerNorm(5)), nn.ReLU()], (4, 3, 2, 2), 1 / 5, id="norm"),
+        pytest.param([changed(nn.Conv2d(3, 5, 1)), SWAP, nn.ReLU()], (4, 3, 2, 2), 1 / 5, id="axes changed after it"),
+        pytest.param([changed(nn.Conv2d(3, 5, 1)), nn.Flatten(), nn.ReLU()], (16, 3, 2, 2), 1 / 5, id="flat"),
+        pytest.param([changed(nn.Conv1d(3, 6, 1)), nn.GLU(1), nn.ReLU()], (4, 3, 7), 1 / 3, id="half of the channels"),
+        pytest.param([FIRST_BELOW_0, nn.ReLU(), nn.Linear(5, 5)], (4, 3, 5, 5), 1 / 4, id="a picture, not known"),
+    ],
+)  # fmt: skip
+def test_units_are_those_of_the_layer_before(layers, shape, dead):
+    rows = seen(nn.Sequential(*layers), [torch.ones(shape)] * 2)
+    assert [row["dead"] for row in rows.values() if row["kind"] == "ReLU"] == pytest.approx([dead])
+
+
+@pytest.mark.parametrize(
+    ("layer", "measure", "share"),
+    [
+        pytest.param(nn.Hardtanh(), "saturated", 2 / 5, id="Hardtanh"),
+        pytest.param(nn.Hardtanh(-0.5, 0.7), "saturated", 4 / 5, id="other bounds"),
+        pytest.param(nn.Hardtanh(0.0, 0.7), "dead", 0.0, id="from 0"),
+        pytest.param(nn.ReLU6(), "dead", 0.0, id="ReLU6"),
+        pytest.param(Gives(F.hardtanh), "saturated", 2 / 5, id="function"),
+        pytest.param(Gives(lambda x: F.hardtanh(x, max_val=0.1)), "saturated", 3 / 5, id="by name"),
+        pytest.param(Gives(lambda x: F.hardtanh(x, 0, 6)), "dead", 0.0, id="ReLU6 as a function"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hardtanh_is_saturated_at_its_bounds(layer, measure, share, dtype):
+    x = torch.tensor([-3.0, -0.6, 0.0, 0.7, 4.0], dtype=dtype).expand(16, 5).T.repeat(4, 1)
+    rows = seen(nn.Sequential(layer, nn.Linear(16, 2, dtype=dtype)), [x])
+    row = rows.get("0.hardtanh()", rows["0"])
+    assert row[measure] == pytest.approx(share)
+    assert row[{"dead": "saturated", "saturated": "dead"}[measure]] is None
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(nn.Sequential(nn.Linear(4, 4), nn.Sigmoid()), id="last layer"),
+        pytest.param(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), Gives(lambda x: x[:, 0])), id="a view of it"),
+        pytest.param(nn.Sequential(nn.Linear(4, 4), nn.Hardtanh(), Gives(lambda x: {"y": x})), id="in a mapping"),
+        pytest.param(nn.Sequential(nn.Linear(4, 4), Gives(lambda x: (x, torch.tanh(x)))), id="function, second part"),
+    ],
+)
+def test_the_output_of_the_model_is_not_judged_as_saturated(model):
+    rows = seen(model, [100 * batch()])
+    assert len(rows) > 1 and all(row["saturated"] is None for row in rows.values())
+
+
+def test_what_the_model_does_not_return_is_judged_though_its_memory_is_free():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act, self.fc = nn.Tanh(), nn.Linear(4, 4)
+
+        def forward(self, x):
+            self.act(x)  # the next tensor of this size takes its memory
+            return x + 1
+
+    with torch.no_grad():
+        assert seen(Twice(), [100 * batch(size=300_000)])["act"]["saturated"] > 0.5
+
+
+# ---- activation checkpoints ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("of", ["a part", "the model"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_backward_computes_again_is_not_measured_again(reentrant, of):
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc, self.inner = nn.Linear(4, 4), nn.Sequential(Block(), nn.ReLU(), Block())
+
+        def forward(self, x, save):
+            x = self.fc(x)
+            return checkpoint(self.inner, x, use_reentrant=reentrant) if save else self.inner(x)
+
+    model, found = Checkpointed(), []
+    x = batch(size=20).requires_grad_()
+    x.data[0, 0] = math.nan
+    for save in (False, True):
+        watch = OutputWatch(model, "*")
+        watch.attach()
+        if save and of == "the model":
+            checkpoint(model, x, False, use_reentrant=reentrant).sum().backward()
+        else:
+            model(x, save).sum().backward()
+        watch.detach()
+        recorder = Recorder(dict(model.named_parameters()), outputs=watch)
+        recorder.before_step()
+        found.append(recorder.after_step(1, 0).outputs)
+    assert repr(found[0]) == repr(found[1]), "of which repr compares NaN as well"
+    assert "inner.0.relu()" in found[0]["layer"] and found[0]["nonfinite"][0] == 4

@@ -4,7 +4,7 @@ import polars
 import pytest
 
 from builder.stats.store import OUTPUT_SCHEMA, SCHEMA
-from builder.stats.verdicts import verdicts
+from builder.stats.verdicts import depths_judged, verdicts
 
 HEALTHY = {"rms": 0.05, "nonfinite": 0, "gradient_rms": 1e-3, "gradient_nonfinite": 0, "update_rms": 5e-5}
 
@@ -120,6 +120,61 @@ def test_update_ratio_is_judged_by_the_late_steps():
     assert (said.kind, said.severity, said.numbers) == ("update_ratio", "warning", {"a": 0.5})
     (said,) = found(parameters({"step": 1, "name": "a", "update_ratio": 1e-9}))
     assert (said.severity, said.text) == ("info", "Each step changes a by less than 1e-06 of their size.")
+
+
+def walked(name, every, steps, started, to_and_fro):
+    """Rows of a parameter that each step changes by 1, from where it started on."""
+    rows = []
+    for step in range(every, steps + 1, every):
+        distance = step**0.5 if to_and_fro else step
+        l2 = (started**2 + distance**2) ** 0.5
+        measured = {"l2": l2, "distance": distance if step == every or step % 40 == 0 else None, "rms": l2}
+        rows.append({"step": step, "name": name, "update_rms": 1.0, "update_ratio": 1 / l2, **measured})
+    return rows
+
+
+@pytest.mark.parametrize("every", [1, 10, 20])
+@pytest.mark.parametrize("steps", [20, 80, 160])
+@pytest.mark.parametrize("to_and_fro", [False, True])
+def test_parameter_that_starts_at_zero_is_not_judged_by_its_first_steps(every, steps, to_and_fro):
+    rows = [walked(f"from {start}", every, steps, start, to_and_fro) for start in (0.0, 0.01)]
+    assert found(parameters(*rows[0], *rows[1])) == []
+
+
+def test_parameter_that_starts_at_zero_is_known_without_its_distance():
+    rows = [{**row, "distance": None} for row in walked("a", 1, 20, 0.0, True)]
+    assert found(parameters(*rows)) == []
+
+
+def test_parameter_with_a_size_of_its_own_is_judged_from_the_first_step_on():
+    (said,) = found(parameters(*walked("a", 1, 3, 1.0, True)))
+    assert said.names == ("a",)
+
+
+@pytest.mark.parametrize(("steps", "kinds"), [(100, []), (110, ["update_ratio"])])
+def test_parameter_from_zero_that_its_steps_keep_overturning_is_judged(steps, kinds):
+    rows = [
+        {"step": step, "name": "a", "rms": 2.0, "l2": 2.0, "distance": 2.0, "update_rms": 1.0, "update_ratio": 0.5}
+        for step in range(1, steps + 1)
+    ]
+    assert [verdict.kind for verdict in found(parameters(*rows))] == kinds
+
+
+def test_parameter_that_first_moves_late_counts_its_steps_from_there():
+    still = [{"step": step, "name": "a", "rms": 0.0, "l2": 0.0, "distance": 0.0, "update_rms": 0.0, "update_ratio": 0.0}
+             for step in range(1, 101)]  # fmt: skip
+    later = [{**row, "step": row["step"] + 100} for row in walked("a", 1, 50, 0.0, True)]
+    assert found(parameters(*still, *later)) == []
+
+
+@pytest.mark.parametrize(("layers", "enough"), [(3, False), (4, True)])
+def test_depth_is_judged_from_four_layers_with_weights_on(layers, enough):
+    rows = parameters(*({"step": 1, "name": name} for name in DEEP[:layers]))
+    given = outputs(*({"layer": name.removesuffix(".weight")} for name in DEEP))
+    assert depths_judged(rows, given, table(*DEEP)) == {
+        "outputs of the layers": enough, "gradients of the matrices": enough,
+    }  # fmt: skip
+    assert not any(depths_judged(parameters(), outputs()).values())
 
 
 def test_trainable_parameter_that_never_moves_is_named():
