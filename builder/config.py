@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from builder.errors import BuilderError, Problem, at, did_you_mean
+from builder.errors import BuilderError, Problem, at, did_you_mean, raise_all
 from builder.help import CONF, ROOT
 from builder.load import Places, positions
 
@@ -134,6 +134,7 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, Origin]:
         BuilderError: Hydra refuses an override.
     """
     register_root()
+    check_groups(overrides)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("config", list(overrides), return_hydra_config=True)
@@ -146,6 +147,27 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, Origin]:
     return config, found
 
 
+def check_groups(overrides: Sequence[str]) -> None:
+    """Refuses null for a group, at which Hydra 1.3 stops with a `ValueError` that does not name it.
+
+    Raises:
+        BuilderError: Of each such override.
+    """
+    given = [text.lstrip("+").partition("=") for text in overrides]
+    raise_all(
+        "config",
+        [
+            Problem(key, "got null: a group needs one of its files", did_you_mean("none", _choices(key), most=20))
+            for key, _, value in given
+            if value == "null" and key and _choices(key)
+        ],
+    )
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for folder in (CONF / group, ROOT / group) for path in folder.glob("*.yaml"))
+
+
 def in_our_words(err: HydraException) -> BuilderError:
     """An error of Hydra's composition as a `BuilderError`."""
     lines = [line.strip() for line in f"{err}\n{err.__cause__ or ''}".splitlines() if line.strip()]
@@ -154,8 +176,7 @@ def in_our_words(err: HydraException) -> BuilderError:
     if "Could not find '" in what:
         address = what.split("Could not find '")[1].partition("'")[0]
         group, _, given = address.rpartition("/")
-        known = sorted(path.stem for folder in (CONF / group, ROOT / group) for path in folder.glob("*.yaml"))
-        what, hint = f"group {group!r} has no config {given!r}", did_you_mean(given, known, most=20)
+        what, hint = f"group {group!r} has no config {given!r}", did_you_mean(given, _choices(group), most=20)
     elif "Could not override '" in what:
         address = what.split("Could not override '")[1].partition("'")[0]
         what, hint = "no such group or key", _key_hint(address)

@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from builder.config import in_our_words, register_root, running_origin, unresolved
+from builder.config import check_groups, in_our_words, register_root, running_origin, unresolved
 from builder.errors import BuilderError
 from builder.help import CONF
 
@@ -52,8 +52,9 @@ def launch() -> int:
     """Runs `sys.argv`; returns 0, 1 where a run of a sweep failed, or 2 where a config was refused."""
     exit_codes.clear()
     try:
+        check_groups(sys.argv[1:])
         train()
-    except HydraException as err:
-        print(in_our_words(err), file=sys.stderr)
+    except (HydraException, BuilderError) as err:
+        print(in_our_words(err) if isinstance(err, HydraException) else err, file=sys.stderr)
         return 2
     return max(exit_codes, default=0)

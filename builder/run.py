@@ -13,6 +13,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_type_hints
 
@@ -34,14 +36,13 @@ from builder.errors import BuilderError, Problem, did_you_mean, raise_all
 from builder.export import WEIGHTS, is_sharded, save_weights, write_text
 from builder.first_batch import check_first_batch
 from builder.lit_module import LitModule, assemble, plan_run, scale_to_batch
-from builder.names import Selector
 from builder.progress import BestCheckpoint, LastCheckpoint, SaveOnException, is_terminal, progress
 from builder.report.page import REPORT
 from builder.report.write import write_report
 from builder.resume import check_tensors, read_checkpoint
 from builder.stats.callback import ParameterStatistics
 from builder.stats.guards import NonFiniteGuard, VerdictsFile
-from builder.stats.record import chosen_parameters
+from builder.stats.settings import check_outputs, parameters_of, selector
 from builder.table import as_data, parameters, render_table
 from builder.task import Task
 
@@ -159,12 +160,13 @@ def make_trainer(config: DictConfig, directory: Path) -> pl.Trainer:
     settings = _plain(config.trainer, "trainer")
     raise_all("config", _check_trainer(settings))
     loggers = [instantiated(node, f"logger.{name}", Logger) for name, node in config.logger.items() if node]
+    callbacks = _callbacks(config, directory)
     try:
         return pl.Trainer(
             **settings,
             default_root_dir=directory,
             logger=loggers or False,
-            callbacks=_callbacks(config, directory),
+            callbacks=callbacks,
             enable_model_summary=False,
             enable_progress_bar=is_terminal(),
         )
@@ -196,12 +198,17 @@ def _callbacks(config: DictConfig, directory: Path) -> list[pl.Callback]:
         found.append(LearningRateMonitor())
     if config.early_stopping.patience is not None:
         found.append(EarlyStopping(config.monitor, mode=config.mode, patience=config.early_stopping.patience))
-    stats = _plain(config.stats, "stats")
-    action = str(stats.pop("on_nonfinite", "stop"))
-    if stats.pop("enabled", False):
-        watch = ParameterStatistics(**stats, directory=directory)
-        found += [NonFiniteGuard(action, stats.get("every_n_steps", 50)), watch, VerdictsFile(directory)]
+    enabled, watch, guard = _watchers(config, directory)
+    found += [watch, guard, VerdictsFile(directory)] if enabled else [guard]  # the guard reads what the watch counted
     return found + [instantiated(node, f"callbacks.{name}", pl.Callback) for name, node in config.callbacks.items()]
+
+
+def _watchers(config: DictConfig, directory: Path) -> tuple[bool, ParameterStatistics, NonFiniteGuard]:
+    """Whether statistics are on, what records them, and what stops at a number that is none."""
+    given = _plain(config.stats, "stats")
+    enabled, action = given.pop("enabled", False), given.pop("on_nonfinite", "stop")
+    every = given.get("every_n_steps", 50)
+    return enabled, ParameterStatistics(**given, directory=directory), NonFiniteGuard(action, every)
 
 
 def _fit(trainer: pl.Trainer, lit: LitModule, data: pl.LightningDataModule, checkpoint: str | None) -> float:
@@ -294,7 +301,31 @@ def _check_settings(config: DictConfig, task: Task) -> None:
         problems.append(Problem("early_stopping.patience", f"got {patience!r}", hint))
     if not isinstance(config.callbacks, DictConfig):
         problems.append(Problem("callbacks", f"got {config.callbacks!r}", "give callbacks by name: {NAME: {...}}"))
+    problems += _check_stats(config)
     raise_all("config", problems)
+
+
+def _check_stats(config: DictConfig) -> list[Problem]:
+    """What is wrong with the settings of statistics, on or off."""
+    if not isinstance(config.stats, DictConfig):
+        return [Problem("stats", f"got {config.stats!r}", "choose stats=default or stats=none")]
+    known = {"enabled", "on_nonfinite", *signature(ParameterStatistics).parameters} - {"directory", "stacked"}
+    problems = [
+        Problem(f"stats.{key}", "unknown key", did_you_mean(key, known, most=20))
+        for key in map(str, config.stats)
+        if key not in known
+    ]
+    enabled = config.stats.get("enabled", False)
+    if not isinstance(enabled, bool):
+        problems.append(Problem("stats.enabled", f"must be true or false, given {enabled!r}"))
+    given = {key: value for key, value in _plain(config.stats, "stats").items() if key in known - {"enabled"}}
+    action, every = given.pop("on_nonfinite", "stop"), given.get("every_n_steps", 50)
+    for make in (partial(ParameterStatistics, **given), partial(NonFiniteGuard, action, every)):
+        try:
+            make()
+        except BuilderError as err:
+            problems += err.problems
+    return problems
 
 
 def _check_trainer(settings: Mapping[str, Any]) -> list[Problem]:
@@ -315,10 +346,11 @@ def _check_trainer(settings: Mapping[str, Any]) -> list[Problem]:
 
 
 def _check_statistics(config: DictConfig, lit: LitModule) -> None:
-    """Refuses a selector of statistics that chooses nothing; Lightning would start its loggers before it is read."""
+    """Refuses rules of statistics that choose nothing; Lightning would start its loggers before they are read."""
     stats = _plain(config.stats, "stats")
     if stats.get("enabled"):
-        chosen_parameters(lit.model, Selector.model_validate(stats.get("select") or {}))
+        parameters_of(lit.model, selector(stats.get("select")))
+        check_outputs(lit.model, stats.get("outputs") or ())
 
 
 # ---- config and artefacts ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ class Budget:
 
     Attributes:
         every: The interval now.
-        history: From which step on each interval held.
+        history: From which step on each interval held, in this fit.
         steps: How many steps have been logged.
         seconds: What they took.
 
@@ -27,7 +27,7 @@ class Budget:
 
     def __init__(self, every: int, most: float | None, slower_every: int) -> None:
         self.every, self._most, self._slower_every = every, most, slower_every
-        self.history = [[0, every]]
+        self.history: list[list[int]] = [[0, every]]
         self.steps = 0
         self.seconds = 0.0
         self._extra = 0.0
@@ -41,6 +41,14 @@ class Budget:
     def is_due(self, step: int) -> bool:
         """Whether a step is logged."""
         return step % self.every == 0
+
+    def is_due_within(self, done: int, steps: int) -> bool:
+        """Whether one of so many steps after those that are done is logged."""
+        return self.last_due(done + steps) > done
+
+    def last_due(self, step: int) -> int:
+        """The last step up to this one that is logged."""
+        return step - step % self.every
 
     def book(self, seconds: float) -> None:
         """Adds a logged step and what it took."""
@@ -78,12 +86,36 @@ class Budget:
             f"every {self.every} steps are logged, and fewer where that is not enough (stats/cost.json)"
         )
 
-    def account(self, wall: float) -> Mapping[str, Any]:
-        """What logging has cost, as `stats/cost.json` holds it."""
-        share = self.seconds / wall if wall else 0.0
+    def begin(self, step: int) -> None:
+        """Says at which step the fit begins: at 0, or where a checkpoint left off."""
+        self.history = [[step, self.every]]
+
+    def account(self, wall: float, before: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """What logging has cost, as `stats/cost.json` holds it.
+
+        Args:
+            wall: What the fit has taken, in seconds.
+            before: The account of the fits before this one, where it goes on with their run directory.
+
+        Returns:
+            Over all these fits: `steps_logged`; `seconds` that logging took, of `fit_seconds` in all, and their ratio
+            `share`; `every_n_steps`, from which step on each interval held.
+        """
+        earlier = before or {"steps_logged": 0, "seconds": 0.0, "fit_seconds": 0.0, "every_n_steps": []}
+        seconds, whole = earlier["seconds"] + self.seconds, earlier["fit_seconds"] + wall
         return {
-            "steps_logged": self.steps,
-            "seconds": round(self.seconds, 4),
-            "share": round(share, 5),
-            "every_n_steps": self.history,
+            "steps_logged": earlier["steps_logged"] + self.steps,
+            "seconds": round(seconds, 4),
+            "fit_seconds": round(whole, 4),
+            "share": round(seconds / whole if whole else 0.0, 5),
+            "every_n_steps": _joined(earlier["every_n_steps"], self.history),
         }
+
+
+def _joined(earlier: list[list[int]], later: list[list[int]]) -> list[list[int]]:
+    """Both, as far as the earlier one was not taken back, without an interval that only goes on."""
+    found: list[list[int]] = []
+    for step, every in [*(held for held in earlier if held[0] < later[0][0]), *later]:
+        if not found or found[-1][1] != every:
+            found.append([step, every])
+    return found

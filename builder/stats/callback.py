@@ -1,12 +1,18 @@
 """The Lightning callback that watches parameters while they train.
 
 It only looks (law L10): it draws no random number and writes to no parameter, gradient or optimizer state, and a
-logged step waits for the device once.
+logged step waits for the device once, or once for each optimizer where several step in one batch.
 
 Which gradient: the one that Lightning hands to `on_before_optimizer_step`. In pytorch-lightning 2.6
 (`plugins/precision/precision.py`, `_after_closure`) this is after gradient accumulation, after DDP has averaged and
 after a loss scaler has unscaled, and *before* gradient clipping. The clipped gradient is what the parameters hold once
 the optimizer has stepped. Under LBFGS, which evaluates the gradient several times a step, the gradient is the first.
+
+Where a module has several optimizers (manual optimization, as of a GAN), a batch is logged as a whole, under the number
+of the last step in it that is due: the outputs of all its forwards; each gradient as it was when the optimizer of that
+parameter first stepped in the batch; each update from there to the end of the batch. Parameters whose optimizer did not
+step in the batch have no row. One optimizer that steps several times in a batch has each step logged by itself; of
+those logged in one batch the first alone has outputs.
 """
 
 from __future__ import annotations
@@ -14,26 +20,26 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig, OmegaConf
-from pydantic import ValidationError
 from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.optim import Optimizer
 
-from builder.errors import BuilderError, Problem, did_you_mean, raise_all
+from builder.errors import BuilderError, Problem, raise_all
 from builder.initialize.shards import is_shard
-from builder.names import Selector
 from builder.stats.budget import Budget
-from builder.stats.columns import SCALARS, Columns
+from builder.stats.columns import COUNTS, Columns
 from builder.stats.distance import Start, drawn_by
 from builder.stats.outputs import OutputWatch
 from builder.stats.parts import alone, gather_all
-from builder.stats.record import Recorder, Slower, chosen_parameters
+from builder.stats.record import Recorder, Slower
+from builder.stats.recorders import Recorders
+from builder.stats.settings import check_outputs, parameters_of, problems, selector
 from builder.stats.store import Store
 
 _log = logging.getLogger(__name__)
@@ -47,6 +53,14 @@ class ParameterStatistics(pl.Callback):
     not count. All measures go to the store in the run directory; `to_loggers` of them go to the TensorBoard, wandb and
     mlflow loggers under `measure/name`. Other loggers get nothing, since they keep a column for each name. Of several
     processes the first one writes.
+
+    A second fit of the same parameters with the same object goes on: distances stay those from the start of the first
+    fit. `cost` and `stats/cost.json` add up over all fits that write to one directory.
+
+    Attributes:
+        nonfinite: The newest logged step, and how many values of its weights and of its gradients were not finite, by
+            name, without zeros; the same in all processes. None where of several processes only the first one records,
+            and where some parameters are not watched.
 
     Args:
         every_n_steps: Distance of logged steps.
@@ -64,7 +78,8 @@ class ParameterStatistics(pl.Callback):
         stacked: Whether the first axis of every parameter counts members of a stacked model.
 
     Raises:
-        BuilderError: On a bad argument at once, on a selector that matches nothing when the fit starts.
+        BuilderError: On a bad argument at once; when the fit starts, on a selector or a glob that matches nothing, and
+            on a module without a `model`.
     """
 
     def __init__(
@@ -84,20 +99,24 @@ class ParameterStatistics(pl.Callback):
     ) -> None:
         raise_all(
             "statistics",
-            [
-                *_whole_number_problems("every_n_steps", every_n_steps),
-                *_whole_number_problems("flush_every", flush_every),
-                *_whole_number_problems("slower_every", slower_every),
-                *(_whole_number_problems("effective_rank", effective_rank) if effective_rank is not None else ()),
-                *_bool_problems(distance=distance, spectral_norm=spectral_norm, stacked=stacked),
-                *_share_problems(max_overhead),
-                *_measure_problems(to_loggers),
-                *_pattern_problems(outputs),
-            ],
+            problems(
+                every_n_steps=every_n_steps,
+                flush_every=flush_every,
+                select=select,
+                directory=directory,
+                to_loggers=to_loggers,
+                outputs=outputs,
+                slower_every=slower_every,
+                distance=distance,
+                spectral_norm=spectral_norm,
+                effective_rank=effective_rank,
+                max_overhead=max_overhead,
+                stacked=stacked,
+            ),
         )
         self._every = every_n_steps
         self._flush_every = flush_every
-        self._selector = _selector({} if select is None else select)
+        self._selector = selector(select)
         self._directory = directory
         self._to_loggers = tuple(to_loggers)
         self._patterns = None if outputs is None or stacked else outputs if isinstance(outputs, str) else tuple(outputs)
@@ -106,80 +125,118 @@ class ParameterStatistics(pl.Callback):
         self._max_overhead = max_overhead
         self._stacked = stacked
         self._budget = Budget(every_n_steps, max_overhead, slower_every)
-        self._recorder: Recorder | None = None
+        self.nonfinite: tuple[int, Mapping[str, int], Mapping[str, int]] | None = None
+        self._recorder: Recorders | None = None
         self._outputs: OutputWatch | None = None
         self._start: Start | None = None
+        self._chosen: dict[str, nn.Parameter] = {}
         self._resumed: list[str] | None = None
         self._store: Store | None = None
         self._pending: int | None = None
         self._end: float | None = None
+        self._first, self._most, self._is_ahead, self._together = 0, 1, False, False
         self._gathered = False
         self._clock = (0.0, 0.0, 0.0)
         self._spent = self._began = 0.0
         self._booked = (0, 0.0)
+        self._before: Mapping[str, Any] | None = None
         self._cost: Mapping[str, Any] = self._budget.account(0.0)
 
     # ---- the fit ---------------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Chooses the parameters and opens the store."""
-        model = getattr(pl_module, "model", None)
-        assert isinstance(model, nn.Module), "statistics watch pl_module.model, which is not a module"
-        chosen = chosen_parameters(model, self._selector)
+        model = _model(pl_module)
+        chosen = parameters_of(model, self._selector)
         rank, several = trainer.global_rank, trainer.world_size > 1
-        self._pending = self._recorder = self._start = None
+        self._pending = self._recorder = None
         self._budget = Budget(self._every, self._max_overhead, self._slower_every)
         self._outputs = self._output_watch(pl_module, model)
         self._gathered = several and (self._outputs is not None or any(map(is_shard, chosen.values())))
         self._end = None
-        if self._distance and (self._gathered or rank == 0):
-            self._start = Start(chosen, drawn_by(model), rank=rank, stacked=self._stacked, resumed=self._resumed)
+        self._spent = 0.0
+        counts_all = (self._gathered or not several) and len(chosen) == len(list(model.parameters()))
+        self.nonfinite = (0, {}, {}) if counts_all else None
         if self._gathered or rank == 0:
-            self._recorder = Recorder(
-                chosen,
-                stacked=self._stacked,
-                slower=Slower(self._start, self._spectral_norm, self._effective_rank),
-                outputs=self._outputs,
-                rank=rank,
-                gather=gather_all if self._gathered else alone,
-            )
+            self._start = self._start_of(model, chosen, rank) if self._distance else None
+            optimizers = trainer.optimizers if len(trainer.optimizers) > 1 else []
+            self._together, self._most = bool(optimizers), max(len(optimizers), 1)
+            self._recorder = Recorders(chosen, optimizers, partial(self._recorder_of, rank))
         if rank == 0:
             run_dir = trainer.default_root_dir if self._directory is None else self._directory
             self._store = Store(Path(run_dir), self._flush_every)
+            self._before = self._store.read_cost()
             if self._start is not None and self._start.words():
                 _log.info(self._start.words())
         self._began = time.perf_counter()
-        self._booked = (trainer.global_step, self._began)
+
+    def _start_of(self, model: nn.Module, chosen: dict[str, nn.Parameter], rank: int) -> Start:
+        resumed, self._resumed = self._resumed, None
+        same = self._chosen.keys() == chosen.keys() and all(p is self._chosen[name] for name, p in chosen.items())
+        self._chosen = chosen
+        if same and self._start is not None and resumed is None:
+            return self._start
+        return Start(chosen, drawn_by(model), rank=rank, stacked=self._stacked, resumed=resumed)
+
+    def _recorder_of(self, rank: int, parameters: Mapping[str, nn.Parameter]) -> Recorder:
+        return Recorder(
+            parameters,
+            stacked=self._stacked,
+            slower=Slower(self._start, self._spectral_norm, self._effective_rank),
+            outputs=self._outputs,
+            rank=rank,
+            gather=gather_all if self._gathered else alone,
+        )
 
     def _output_watch(self, pl_module: pl.LightningModule, model: nn.Module) -> OutputWatch | None:
-        compiled = any(map(_is_compiled, pl_module.modules()))
-        return None if self._patterns is None or compiled else OutputWatch(model, self._patterns)
+        if self._patterns is None or any(map(_is_compiled, pl_module.modules())):
+            return None
+        check_outputs(model, self._patterns)
+        return OutputWatch(model, self._patterns)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes the step at which the fit begins, which a checkpoint has now set."""
+        self._first = trainer.global_step
+        self._budget.begin(self._first)
+        self._booked = (self._first, time.perf_counter())
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Adds the hooks where the coming step is to be logged."""
-        due = self._recorder is not None and self._budget.is_due(trainer.global_step + 1)
-        if due and self._outputs is not None and not self._outputs.is_attached:
+        """Adds the hooks where a step of this batch is to be logged, as far as earlier batches show how many it has."""
+        self._is_ahead = self._recorder is not None and self._budget.is_due_within(trainer.global_step, self._most)
+        if self._is_ahead and self._outputs is not None and not self._outputs.is_attached:
             self._outputs.attach()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Arms the recorder where the coming step is to be logged."""
-        self._finish_pending(trainer, pl_module)  # manual optimization makes several steps a batch
+        if not self._together:
+            self._finish_pending(trainer, pl_module)  # manual optimization may make several steps a batch
         step = trainer.global_step + 1
-        if self._recorder is not None and self._budget.is_due(step) and step != self._pending:
+        if self._recorder is None or step == self._pending:
+            return
+        if self._is_ahead if self._together else self._budget.is_due(step):
             started = time.perf_counter()
-            self._recorder.before_step()
+            self._recorder.before_step(optimizer)
             self._pending = step
-            self._spent = time.perf_counter() - started
+            if self._outputs is not None and not self._together:
+                self._outputs.detach()  # what runs from here on belongs to a later step
+            self._spent += time.perf_counter() - started
+        elif self._outputs is not None and self._outputs.is_attached:
+            self._outputs.take()  # of an earlier step of this batch
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Records the step that this batch took, where it is logged."""
         self._finish_pending(trainer, pl_module)
+        if self._outputs is not None and self._outputs.is_attached and trainer.global_step > self._first:
+            self._outputs.detach()
+            self._outputs.take()
+        self._most = max(self._most, trainer.global_step - self._first)
+        self._first = trainer.global_step
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluation, which may begin between the batches of one step, is not watched."""
@@ -219,7 +276,7 @@ class ParameterStatistics(pl.Callback):
 
     @property
     def cost(self) -> Mapping[str, Any]:
-        """What watching has cost up to the last flush, as `stats/cost.json` holds it."""
+        """What watching has cost up to the last flush, as `stats/cost.json` holds it (`Budget.account`)."""
         return self._cost
 
     def words(self) -> str:
@@ -236,13 +293,22 @@ class ParameterStatistics(pl.Callback):
             return
         assert self._recorder is not None, "only a recording process has a pending step"
         step, started, hooks = self._pending, time.perf_counter(), 0.0
+        if self._together:
+            step = self._budget.last_due(trainer.global_step)
         self._pending = None
         if self._outputs is not None:
-            self._outputs.detach()
             hooks = self._outputs.seconds
+            if not self._together:
+                self._outputs.detach()
+        if not self._recorder.is_armed or (self._together and step <= self._first):
+            self._recorder.forget()  # the batch made fewer steps than those before it, or none that is watched
+            return
         more = self._budget.steps % self._slower_every == 0 or self._is_last(step, trainer)
         clips = _clips(trainer, pl_module)
         recorded = self._recorder.after_step(step, trainer.current_epoch, more=more, clips=clips, clock=self._clock)
+        if self.nonfinite is not None:
+            weights, gradients = [_counted(recorded.parameters, measure) for measure in COUNTS]
+            self.nonfinite = step, weights, gradients
         if self._store is not None:
             self._store.append(recorded.parameters, recorded.outputs)
             self._send(trainer, recorded.parameters, step)
@@ -250,7 +316,7 @@ class ParameterStatistics(pl.Callback):
         if said and trainer.is_global_zero:
             _log.warning(said)
         ended, extra = time.perf_counter(), self._recorder.extra_seconds
-        seconds = self._spent + hooks + ended - started
+        seconds, self._spent = self._spent + hooks + ended - started, 0.0
         self._budget.book(seconds)
         last, self._booked = self._booked, (step, ended)
         rest = (ended - last[1] - seconds) / max(step - last[0], 1)
@@ -279,7 +345,7 @@ class ParameterStatistics(pl.Callback):
             started = time.perf_counter()
             self._store.flush()
             self._budget.seconds += time.perf_counter() - started
-            self._cost = self._budget.account(time.perf_counter() - self._began)
+            self._cost = self._budget.account(time.perf_counter() - self._began, self._before)
             self._store.write_cost(self._cost)
 
     def _close(self) -> None:
@@ -287,6 +353,24 @@ class ParameterStatistics(pl.Callback):
             self._outputs.detach()
         self._flush()
         self._recorder = self._pending = self._store = None
+
+
+def _model(pl_module: pl.LightningModule) -> nn.Module:
+    model = getattr(pl_module, "model", None)
+    if not isinstance(model, nn.Module):
+        what = f"is no torch module, given {type(model).__name__}: statistics are of the attribute 'model'"
+        hint = "name the network that trains self.model"
+        raise BuilderError("statistics", [Problem(f"{type(pl_module).__name__}.model", what, hint)])
+    return model
+
+
+def _counted(columns: Columns, measure: str) -> dict[str, int]:
+    """Counts that are not 0, by name, over all members."""
+    found: dict[str, int] = {}
+    for name, count in zip(columns["name"], columns[measure], strict=True):
+        if count:
+            found[str(name)] = found.get(str(name), 0) + int(cast(int, count))
+    return found
 
 
 def _is_compiled(module: nn.Module) -> bool:
@@ -306,57 +390,3 @@ def _scalars(columns: Columns, measures: Sequence[str]) -> dict[str, Any]:
         for name, value in zip(columns["name"], columns[measure], strict=True)
         if value is not None
     }
-
-
-def _selector(select: Mapping[str, Any]) -> Selector:
-    plain = OmegaConf.to_container(select, resolve=True) if isinstance(select, DictConfig) else dict(select)
-    try:
-        return Selector.model_validate(plain)
-    except ValidationError as err:
-        problems = [_field_problem(error["loc"], error["msg"], error["input"]) for error in err.errors()]
-        raise BuilderError("statistics", problems) from err
-
-
-def _field_problem(location: tuple[int | str, ...], message: str, given: object) -> Problem:
-    fields = [field.alias or name for name, field in Selector.model_fields.items()]
-    name = str(location[0])
-    hint = "" if name in fields else did_you_mean(name, fields)
-    return Problem(f"stats.select.{name}", f"{message}, given {given!r}", hint)
-
-
-def _whole_number_problems(name: str, value: object) -> list[Problem]:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return []
-    return [Problem(f"stats.{name}", f"must be a whole number of at least 1, given {value!r}")]
-
-
-def _bool_problems(**given: object) -> list[Problem]:
-    return [
-        Problem(f"stats.{name}", f"must be true or false, given {value!r}")
-        for name, value in given.items()
-        if not isinstance(value, bool)
-    ]
-
-
-def _share_problems(value: object) -> list[Problem]:
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1):
-        return []
-    return [Problem("stats.max_overhead", f"must be above 0 and at most 1, given {value!r}", "0.02 is 2 %; null: any")]
-
-
-def _pattern_problems(patterns: object) -> list[Problem]:
-    if patterns is None or isinstance(patterns, str):
-        return []
-    if isinstance(patterns, Sequence) and all(isinstance(pattern, str) for pattern in patterns):
-        return []
-    return [Problem("stats.outputs", f"must be a glob or a list of globs, given {patterns!r}", "'*' is every layer")]
-
-
-def _measure_problems(measures: Sequence[str]) -> list[Problem]:
-    if isinstance(measures, str):
-        return [Problem("stats.to_loggers", f"must be a list of measures, given {measures!r}", f"[{measures}]")]
-    return [
-        Problem("stats.to_loggers", f"unknown measure {measure!r}", did_you_mean(measure, SCALARS))
-        for measure in measures
-        if measure not in SCALARS
-    ]

@@ -3,7 +3,8 @@
 The loss is looked at before the backward pass and the gradients before the step that would use them, so the weights
 that a stopped run leaves are those of its last good step. On the CPU the loss of every step is read, which costs
 nothing there; on other devices, and where there are several processes, only every so many steps, because reading waits
-for the device and for the others.
+for the device and for the others. Where statistics are recorded, what is not finite in the weights and gradients of
+each logged step has been counted, and to look at the counts waits for nothing; else the guard looks at the weights.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from builder.errors import BuilderError, Problem, did_you_mean
+from builder.errors import BuilderError, Problem, did_you_mean, raise_all
+from builder.initialize.shards import is_shard
+from builder.stats.callback import ParameterStatistics
+from builder.stats.settings import problems
 from builder.stats.store import read_outputs, read_stats
 from builder.stats.verdicts import verdicts
 from builder.whole import write_text
@@ -30,23 +35,29 @@ _MOST = 4  # names in a message
 
 
 class NonFiniteGuard(pl.Callback):
-    """Stops the run, or warns once, where the loss, a gradient or a weight is NaN or infinite.
+    """Stops the run, or warns once, where the loss, a gradient or a trainable weight is NaN or infinite.
+
+    Stands behind the callback that records statistics, whose newest counts it reads.
 
     Args:
         action: stop, warn or ignore.
-        every_n_steps: How often gradients are looked at; the loss too, where looking waits for a device.
+        every_n_steps: How often gradients are looked at, and weights where no statistics are; the loss too, where
+            looking waits for a device.
 
     Raises:
-        BuilderError: An unknown action; during the fit, with parameter and step, where the action is to stop.
+        BuilderError: A bad argument; during the fit, with parameter and step, where the action is to stop.
     """
 
     def __init__(self, action: str = "stop", every_n_steps: int = 50) -> None:
+        found = problems(every_n_steps=every_n_steps)
         if action not in ACTIONS:
             hint = did_you_mean(action, ACTIONS)
-            raise BuilderError("statistics", [Problem("stats.on_nonfinite", f"unknown action {action!r}", hint)])
+            found.append(Problem("stats.on_nonfinite", f"unknown action {action!r}", hint))
+        raise_all("statistics", found)
         self._action = action
         self._every = every_n_steps
         self._finite: torch.Tensor | None = None
+        self._seen = 0
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         """Looks at the loss, while the weights are still those that gave it."""
@@ -67,13 +78,44 @@ class NonFiniteGuard(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Looks at the gradients, now and then."""
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        scales = scaler is not None and scaler.is_enabled()  # it skips a step that overflows, and recovers
-        if self._action != "ignore" and self._is_due(trainer) and not scales:
+        if self._action != "ignore" and self._is_due(trainer) and not _scales(trainer):
             found = nonfinite_gradients(pl_module)
             if not _everywhere(trainer, not found):
                 cause = "in another process"
                 self._act(trainer, next(iter(found), "gradients"), "has a gradient that is not finite", found, cause)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks at what statistics have counted in the newest logged step, else at the weights, now and then.
+
+        Callbacks that save checkpoints come later. A frozen weight may be infinite on purpose, as in a mask.
+        """
+        if self._action == "ignore":
+            return
+        counted = _newest_counts(trainer)
+        if counted is not None:
+            step, weights, gradients = counted
+            frozen = {name for name, p in cast(nn.Module, pl_module.model).named_parameters() if not p.requires_grad}
+            weights = {name: count for name, count in weights.items() if name not in frozen}
+            if weights or (gradients and not _scales(trainer)):
+                self._act_on_counts(trainer, step, weights, gradients)
+            return
+        last, self._seen = self._seen, trainer.global_step
+        if self._seen // self._every > last // self._every:  # a batch may make several steps, or none
+            weights = _counts({name: p.detach() for name, p in pl_module.named_parameters() if p.requires_grad})
+            if not _everywhere(trainer, not weights):
+                self._act_on_counts(trainer, self._seen, weights, {})
+
+    def _act_on_counts(
+        self, trainer: pl.Trainer, step: int, weights: Mapping[str, int], gradients: Mapping[str, int]
+    ) -> None:
+        """Acts on what a step has left; all processes have come to it."""
+        if weights or not gradients:
+            address, what, counts = next(iter(weights), "weights"), "is not finite after its update", weights
+        else:
+            address, what, counts = next(iter(gradients)), "had a gradient that is not finite", gradients
+        self._act(trainer, address, what, counts, "in another process", step)
 
     def _looks_at_every_loss(self, trainer: pl.Trainer, loss: torch.Tensor) -> bool:
         return loss.device.type == "cpu" and trainer.world_size == 1
@@ -81,8 +123,16 @@ class NonFiniteGuard(pl.Callback):
     def _is_due(self, trainer: pl.Trainer) -> bool:
         return (trainer.global_step + 1) % self._every == 0
 
-    def _act(self, trainer: pl.Trainer, address: str, what: str, counts: dict[str, int], otherwise: str) -> None:
-        step = trainer.global_step + 1
+    def _act(
+        self,
+        trainer: pl.Trainer,
+        address: str,
+        what: str,
+        counts: Mapping[str, int],
+        otherwise: str,
+        step: int | None = None,
+    ) -> None:
+        step = trainer.global_step + 1 if step is None else step
         named = [f"{name} ({count} values)" for name, count in counts.items()]
         shown = ", ".join(named[:_MOST]) + (f" and {len(named) - _MOST} more" if len(named) > _MOST else "")
         cause = f"not finite: {shown}" if named else otherwise
@@ -156,9 +206,32 @@ def _counts(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
     """The sum of a tensor tells whether a value is not finite, at a fifth of the time of a count."""
     values = {name: (t.coalesce().values() if t.is_sparse else t) for name, t in tensors.items()}
     floats = {name: t for name, t in values.items() if t.is_floating_point() or t.is_complex()}
-    suspects = {name: t for name, t in floats.items() if not torch.isfinite(t.sum())}
+    finite = _are_finite([t.sum() for t in floats.values()])
+    suspects = {name: t for (name, t), fine in zip(floats.items(), finite, strict=True) if not fine}
     found = {name: int((~torch.isfinite(t)).sum()) for name, t in suspects.items()}
     return {name.removeprefix("model."): count for name, count in found.items() if count}
+
+
+def _are_finite(numbers: Sequence[torch.Tensor]) -> list[bool]:
+    """Whether each single number is finite; the device is waited for once."""
+    each: list[Any] = list(numbers)
+    found = [torch.isfinite(number.full_tensor() if is_shard(number) else number) for number in each]
+    found = [finite.to(found[0].device) for finite in found]
+    return torch.stack(found).tolist() if found else []
+
+
+def _newest_counts(trainer: pl.Trainer) -> tuple[int, Mapping[str, int], Mapping[str, int]] | None:
+    """The newest logged step, and its weights and gradients that are not finite; None where nothing counts them."""
+    for callback in cast(list[pl.Callback], trainer.callbacks):  # type: ignore[attr-defined]
+        if isinstance(callback, ParameterStatistics) and callback.nonfinite is not None:
+            return callback.nonfinite
+    return None
+
+
+def _scales(trainer: pl.Trainer) -> bool:
+    """Whether a loss scaler is at work: it skips a step whose gradients overflow, and recovers."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler is not None and scaler.is_enabled()
 
 
 def _everywhere(trainer: pl.Trainer, holds: bool) -> bool:

@@ -2,7 +2,8 @@
 
 `stats/parameters` has a row for each logged step and parameter, `stats/outputs` one for each step and layer. Files are
 numbered, and the files of one flush bear one number. A run killed at any moment leaves only whole files, and perhaps a
-part that the next to open the store takes away. A run that resumes continues the numbering and takes no rows away.
+part that the next to open the store takes away. A run that resumes continues the numbering and takes no rows away, and
+`stats/cost.json` holds what watching has cost in all the fits that wrote here.
 There is one writer to a run.
 """
 
@@ -54,6 +55,7 @@ class Store:
         for folder in (run_dir / FOLDER, *self._folders.values()):
             folder.mkdir(parents=True, exist_ok=True)
             clear_parts(folder)
+        self._cost = run_dir / FOLDER / COST
         self._flush_every = flush_every
         self._waiting: dict[str, list[Columns]] = {kind: [] for kind in _SCHEMAS}
         numbers = [int(file.stem) for folder in self._folders.values() for file in _files(folder)]
@@ -79,7 +81,17 @@ class Store:
 
     def write_cost(self, cost: Mapping[str, Any]) -> None:
         """Writes what watching has cost so far to `stats/cost.json`."""
-        write_text(self._folders[PARAMETERS].parent / COST, json.dumps(cost, indent=2) + "\n")
+        write_text(self._cost, json.dumps(cost, indent=2) + "\n")
+
+    def read_cost(self) -> Mapping[str, Any] | None:
+        """What `write_cost` wrote last, in an earlier fit as well; None where that cannot be read."""
+        try:
+            found = json.loads(self._cost.read_text(encoding="utf-8"))
+            numbers = [found["steps_logged"], found["seconds"], found["fit_seconds"], *chain(*found["every_n_steps"])]
+        except (OSError, ValueError, KeyError, TypeError):  # missing, broken, or written by an older version
+            return None
+        whole = all(len(held) == 2 for held in found["every_n_steps"])
+        return dict(found) if whole and all(isinstance(number, int | float) for number in numbers) else None
 
 
 def read_stats(run_dir: str | Path) -> polars.DataFrame:

@@ -27,6 +27,7 @@ BEFORE_TORCH = [
 ]
 WITH_TORCH = [
     "parallel",
+    "compiled",
     "meta",
     "module",
     "repeats",

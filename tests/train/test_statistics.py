@@ -1,5 +1,6 @@
 """Statistics in a real fit: what is logged, when, and that watching changes nothing (law L10)."""
 
+import json
 import os
 import subprocess
 import sys
@@ -204,6 +205,128 @@ def test_manual_optimization_logs_each_of_a_batchs_steps(tmp_path):
     assert rows["update_rms"].to_list() == pytest.approx(moves[2::3])
 
 
+def test_outputs_of_the_second_step_of_a_batch_are_those_of_its_forward(tmp_path):
+    class Twice(Lit):
+        automatic_optimization = False
+
+        def training_step(self, batch, index):
+            for _ in range(2):
+                self.optimizers().zero_grad()
+                self.manual_backward(super().training_step(batch, index))
+                self.optimizers().step()
+
+    module = Twice()
+    given = []
+    module.model.fc2.register_forward_hook(lambda layer, inputs, output: given.append(output.detach().mean().item()))
+    fit(tmp_path, module, [ParameterStatistics(max_overhead=None, every_n_steps=4)], max_steps=12)
+    assert read_outputs(tmp_path).filter(layer="fc2")["mean"].to_list() == pytest.approx(given[3::4])
+
+
+class Gan(pl.LightningModule):
+    """Two optimizers; the first steps in each batch that is a multiple of `every`, the second in all.
+
+    Attributes:
+        seen: By name and batch, the gradient's rms where its optimizer stepped, and the rms of its update.
+    """
+
+    automatic_optimization = False
+
+    def __init__(self, every=1, toggle=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = nn.ModuleDict({"make": nn.Linear(8, 8), "judge": nn.Linear(8, 1)})
+        self.model.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+        self.every, self.toggle, self.seen, self.outputs, self.last = every, toggle, {}, [], []
+
+    def training_step(self, batch, index):
+        self.outputs.append([])
+        for number, name in enumerate(("make", "judge")):
+            if number == 0 and index % self.every:
+                continue
+            optimizer = self.optimizers()[number]
+            if self.toggle:
+                self.toggle_optimizer(optimizer)
+            made = self.model["make"](batch[0])
+            self.outputs[-1].append(made.detach())
+            loss = self.model["judge"](made).square().mean() * (1 if number else -1)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            weight = self.model[name].weight
+            before = weight.detach().double()
+            optimizer.step()
+            moved = (weight.detach().double() - before).square().mean().sqrt().item()
+            self.seen[name, index] = (weight.grad.double().square().mean().sqrt().item(), moved)
+            if self.toggle:
+                self.untoggle_optimizer(optimizer)
+
+    def configure_optimizers(self):
+        return [torch.optim.Adam(self.model[name].parameters(), lr=lr) for name, lr in (("make", 0.01), ("judge", 0.1))]
+
+
+GAN_NAMES = ["frozen", "make.weight", "make.bias", "judge.weight", "judge.bias"]
+
+
+@pytest.mark.parametrize("toggle", [False, True], ids=["plain", "toggled"])
+@pytest.mark.parametrize(
+    ("every", "logged", "batches_of"),
+    [
+        pytest.param(4, [4, 8, 12], [1, 3, 5], id="the last step of a batch"),
+        pytest.param(3, [3, 6, 9, 12], [1, 2, 4, 5], id="the first or the last"),
+        pytest.param(1, [2, 4, 6, 8, 10, 12], [0, 1, 2, 3, 4, 5], id="each"),
+    ],
+)
+def test_a_batch_in_which_two_optimizers_step_is_logged_as_a_whole(tmp_path, every, logged, batches_of, toggle):
+    module = Gan(toggle=toggle)
+    fit(tmp_path, module, [ParameterStatistics(max_overhead=None, every_n_steps=every)], max_steps=12)
+    assert steps(tmp_path) == logged
+    rows = read_stats(tmp_path)
+    assert rows["name"].to_list() == GAN_NAMES * len(logged)
+    for name in ("make", "judge"):
+        found = rows.filter(name=f"{name}.weight")
+        expected = [module.seen[name, batch] for batch in batches_of]
+        assert found["gradient_rms"].to_list() == pytest.approx([gradient for gradient, _ in expected])
+        assert found["update_rms"].to_list() == pytest.approx([moved for _, moved in expected])
+    assert rows.filter(name="frozen")["update_rms"].null_count() == len(logged)
+    outputs = read_outputs(tmp_path)
+    assert outputs["layer"].to_list() == ["make", "judge"] * len(logged)
+    means = [torch.cat(module.outputs[batch]).mean().item() for batch in batches_of]
+    assert outputs.filter(layer="make")["mean"].to_list() == pytest.approx(means, abs=1e-6)
+
+
+def test_an_optimizer_that_does_not_step_in_a_logged_batch_has_no_rows_in_it(tmp_path):
+    module = Gan(every=3)  # batches of 2, 1, 1, 2, 1, 1, ... steps
+    fit(tmp_path, module, [ParameterStatistics(max_overhead=None, every_n_steps=2)], max_steps=12)
+    rows = read_stats(tmp_path)
+    assert steps(tmp_path) == [2, 4, 6, 8, 10, 12]
+    of_make = rows.filter(name="make.weight")
+    assert of_make["step"].to_list() == [2, 6, 10], "batches 0, 3 and 6 make steps 1-2, 5-6 and 9-10"
+    assert of_make["update_rms"].to_list() == pytest.approx([module.seen["make", batch][1] for batch in (0, 3, 6)])
+    assert rows.filter(name="judge.weight")["update_rms"].to_list() == pytest.approx(
+        [module.seen["judge", batch][1] for batch in (0, 2, 3, 5, 6, 8)]
+    )
+    assert read_outputs(tmp_path)["step"].unique().sort().to_list() == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_batch_that_moves_nothing_that_is_watched_is_not_logged(tmp_path):
+    module = Gan(every=3)
+    watch = ParameterStatistics(max_overhead=None, every_n_steps=1, select={"match": "make.*"})
+    fit(tmp_path, module, [watch], max_steps=12)
+    rows = read_stats(tmp_path)
+    assert rows["name"].to_list() == ["make.weight", "make.bias"] * 3
+    assert rows["step"].unique().to_list() == [2, 6, 10]
+    assert not any(layer._forward_hooks for layer in module.modules())
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_watching_two_optimizers_changes_no_bit(tmp_path, every):
+    alone, watched = Gan(every), Gan(every)
+    fit(tmp_path / "alone", alone, [], max_steps=12)
+    fit(tmp_path, watched, [ParameterStatistics(max_overhead=None, every_n_steps=1)], max_steps=12)
+    assert watched.seen == alone.seen
+    for name, parameter in alone.model.named_parameters():
+        assert torch.equal(parameter, watched.model.get_parameter(name)), name
+
+
 def test_lbfgs_is_measured_from_the_start_of_its_step(tmp_path):
     class Closure(Lit):
         def configure_optimizers(self):
@@ -273,6 +396,60 @@ def test_a_saved_checkpoint_has_its_statistics_on_disk_and_a_resumed_run_continu
     assert seen == [(30, 30), (40, 40), (50, 50), (60, 60)]
     assert steps(tmp_path) == list(range(5, 61, 5))
     assert read_stats(tmp_path)["epoch"].is_sorted()
+
+
+def cost(tmp_path):
+    return json.loads((tmp_path / "stats" / "cost.json").read_text())
+
+
+def test_the_cost_of_a_resumed_run_adds_up(tmp_path):
+    watch = ParameterStatistics(max_overhead=None, every_n_steps=5)
+    trainer = fit(tmp_path, Lit(), [watch])
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    first = cost(tmp_path)
+    assert (first["steps_logged"], first["every_n_steps"]) == (6, [[0, 5]])
+    watch = ParameterStatistics(max_overhead=None, every_n_steps=10)
+    fit(tmp_path, Lit(), [watch], tmp_path / "last.ckpt", max_steps=60)
+    second = cost(tmp_path)
+    assert (second["steps_logged"], second["every_n_steps"]) == (9, [[0, 5], [30, 10]])
+    assert second["seconds"] > first["seconds"] and second["fit_seconds"] > first["fit_seconds"]
+    assert second["share"] == pytest.approx(second["seconds"] / second["fit_seconds"], abs=1e-3)
+    assert watch.cost == second
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"steps_logged": 1, "seconds": 1, "share": 0, "every_n_steps": 5}'])
+def test_a_cost_that_cannot_be_read_is_begun_anew(tmp_path, text):
+    (tmp_path / "stats").mkdir()
+    (tmp_path / "stats" / "cost.json").write_text(text)
+    fit(tmp_path, Lit(), [ParameterStatistics(max_overhead=None, every_n_steps=5)])
+    assert cost(tmp_path)["steps_logged"] == 6
+
+
+def test_a_second_fit_with_the_same_callback_keeps_the_start_of_the_first(tmp_path):
+    module, watch = Lit(), ParameterStatistics(max_overhead=None, every_n_steps=10, slower_every=1)
+    start = module.model.fc1.weight.detach().double()
+    fit(tmp_path, module, [watch])
+    fit(tmp_path / "on", module, [watch], max_steps=10)
+    distance = read_stats(tmp_path / "on").filter(name="fc1.weight")["distance"].to_list()
+    assert distance == [pytest.approx((module.model.fc1.weight.detach().double() - start).norm().item())]
+    other = Lit()
+    fit(tmp_path / "other", other, [watch], max_steps=10)
+    distance = read_stats(tmp_path / "other").filter(name="fc1.weight")["distance"].to_list()
+    assert distance == [pytest.approx((other.model.fc1.weight.detach().double() - start).norm().item())]
+
+
+def test_a_module_without_a_model_is_refused_with_what_to_do(tmp_path):
+    module = Lit()
+    module.net, module.model = module.model, None
+    with pytest.raises(BuilderError, match=r"Lit\.model: is no torch module, given NoneType: .*\n.*self\.model"):
+        fit(tmp_path, module, [ParameterStatistics()])
+
+
+def test_a_glob_of_outputs_that_matches_no_layer_stops_the_fit_before_its_first_step(tmp_path):
+    module = Lit()
+    with pytest.raises(BuilderError, match=r"stats\.outputs: 'fc3' matches no layer\n.*did you mean 'fc"):
+        fit(tmp_path, module, [ParameterStatistics(outputs=["*.relu()", "fc3"])])
+    assert module.losses == []
 
 
 def test_the_directory_is_where_the_files_go(tmp_path):

@@ -5,6 +5,9 @@
 import pytest
 import torch
 
+from builder.config import composed
+from builder.errors import BuilderError
+
 RUN = ["stats=none", "trainer=cpu"]
 PARAMETER = "+model.layers.w={kind:Parameter,shape:[10]}"
 
@@ -191,6 +194,43 @@ PARAMETER = "+model.layers.w={kind:Parameter,shape:[10]}"
             ["stats=default", "stats.select={match:'encoder.*'}"], "stats.select (override", "matches no parameter",
             "known: fc1.bias", id="statistics that select nothing",
         ),
+        pytest.param(
+            ["stats=default", "stats.enabled=perhaps"], "stats.enabled (override", "given 'perhaps'", "true or false",
+            id="a word for whether statistics are on",
+        ),
+        pytest.param(
+            ["+stats.onnonfinite=warn"], "stats.onnonfinite (override", "unknown key", "did you mean 'on_nonfinite'?",
+            id="unknown key of statistics that are off",
+        ),
+        pytest.param(
+            ["stats.on_nonfinite=stopp"], "stats.on_nonfinite (override", "unknown action 'stopp'", "did you mean 'stop'?",
+            id="a bad value of statistics that are off",
+        ),
+        pytest.param(
+            ["stats=default", "+stats.everyn=3"], "stats.everyn (override", "unknown key", "did you mean 'every_n_steps'?",
+            id="unknown key of statistics",
+        ),
+        pytest.param(["+stats.directory=x"], "stats.directory (override", "unknown key", "known:", id="the statistics' directory"),
+        pytest.param(["+stats.stacked=true"], "stats.stacked (override", "unknown key", "known:", id="stacked statistics"),
+        pytest.param(
+            ["stats=default", "stats.to_loggers=null"], "stats.to_loggers (override", "given None", "[]: none", id="null for measures",
+        ),
+        pytest.param(
+            ["stats=default", "stats.to_loggers=3"], "stats.to_loggers (override", "given 3", "list of measures",
+            id="a number for measures",
+        ),
+        pytest.param(
+            ["stats=default", "stats.select=fc1*"], "stats.select (override", "given 'fc1*'", "{match: 'fc1*'}",
+            id="a glob for a selector",
+        ),
+        pytest.param(
+            ["stats=default", "stats.select={min_ndim:3}"], "stats.select (override", "matches no parameter",
+            "without min_ndim it matches fc1.weight", id="statistics of dimensions that nothing has",
+        ),
+        pytest.param(
+            ["stats=default", "stats.outputs=[fc1,fc9]"], "stats.outputs (override", "'fc9' matches no layer", "did you mean 'fc",
+            id="statistics of a layer that is not there",
+        ),
         pytest.param(["data.batch_size=0"], "data.batch_size (override", "0 given", "at least 1", id="a bad argument of the data"),
         pytest.param(
             ["+data.shufle=1"], "data (data/digits.yaml", "unexpected keyword argument 'shufle'", "mend data._target_ or its arguments",
@@ -215,6 +255,13 @@ def test_wrong_config_is_refused_with_address_cause_and_remedy(command, override
     assert remedy in ended.err
     assert "Traceback" not in ended.err + ended.out
     assert ended.written == []
+
+
+@pytest.mark.parametrize("text", ["stats=null", "optimizer=null", "+recipes=null"])
+def test_null_for_a_group_is_refused_with_its_files(text):
+    group = text.lstrip("+").removesuffix("=null")
+    with pytest.raises(BuilderError, match=rf"{group}: got null: a group needs one of its files\n"):
+        composed([text])
 
 
 def test_problems_of_a_stage_are_told_at_once(command):

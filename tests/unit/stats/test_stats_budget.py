@@ -63,5 +63,29 @@ def test_the_account_lists_what_was_spent_and_from_where_on_each_interval_held()
     budget = Budget(2, None, 10)
     budget.book(0.25)
     budget.book(0.5)
-    assert budget.account(75.0) == {"steps_logged": 2, "seconds": 0.75, "share": 0.01, "every_n_steps": [[0, 2]]}
+    account = {"steps_logged": 2, "seconds": 0.75, "fit_seconds": 75.0, "share": 0.01, "every_n_steps": [[0, 2]]}
+    assert budget.account(75.0) == account
     assert Budget(2, None, 10).account(0.0)["share"] == 0.0
+
+
+def test_the_account_of_a_fit_that_goes_on_adds_up_with_the_one_before_it():
+    first, second = Budget(2, None, 10), Budget(2, None, 10)
+    first.history.append([10, 4])
+    first.history.append([30, 8])
+    first.book(0.5)
+    second.begin(20)  # a checkpoint at step 20: the interval of step 30 on was taken back
+    second.book(0.25)
+    account = {"steps_logged": 2, "seconds": 0.75, "fit_seconds": 75.0, "share": 0.01}
+    assert second.account(25.0, first.account(50.0)) == account | {"every_n_steps": [[0, 2], [10, 4], [20, 2]]}
+    second.begin(10)
+    assert second.account(25.0, first.account(50.0))["every_n_steps"] == [[0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("done", "steps", "within", "last"),
+    [(0, 1, False, 0), (4, 1, True, 5), (3, 2, True, 5), (5, 4, False, 5), (9, 12, True, 20)],
+)
+def test_a_batch_of_several_steps_is_due_where_one_of_them_is(done, steps, within, last):
+    budget = Budget(5, None, 10)
+    assert budget.is_due_within(done, steps) is within
+    assert budget.last_due(done + steps) == last

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from torch import nn
 
 from builder.errors import BuilderError
 from builder.stats.callback import ParameterStatistics
+from builder.stats.settings import check_outputs, parameters_of, selector
 
 CONF = Path(__file__).parents[3] / "conf" / "stats"
 
@@ -30,6 +32,13 @@ CONF = Path(__file__).parents[3] / "conf" / "stats"
         pytest.param({"to_loggers": ["rsm"]}, r"stats\.to_loggers: unknown measure 'rsm'\n.*'rms'", id="measure"),
         pytest.param({"to_loggers": ["histogram"]}, r"stats\.to_loggers: unknown .*'histogram'", id="not one number"),
         pytest.param({"to_loggers": "rms"}, r"stats\.to_loggers: must be a list .*\n.*\[rms\]", id="not a list"),
+        pytest.param({"to_loggers": None}, r"stats\.to_loggers: must be a list .* given None\n.*\[\]: none", id="null"),
+        pytest.param({"to_loggers": 3}, r"stats\.to_loggers: must be a list .* given 3\n", id="a number of measures"),
+        pytest.param({"directory": 3}, r"stats\.directory: must be a path, given 3\n", id="a number for a path"),
+        pytest.param(
+            {"select": "fc1*"}, r"stats\.select: must be a selector, given 'fc1\*'\n.*\{match: 'fc1\*'\}", id="a glob"
+        ),
+        pytest.param({"select": 3}, r"stats\.select: must be a selector, given 3\n.*\{match: GLOB\}", id="a number"),
         pytest.param({"select": {"mach": "*"}}, r"stats\.select\.mach: .*\n.*did you mean 'match'", id="selector key"),
         pytest.param({"select": {"ndim": "two"}}, r"stats\.select\.ndim: .* given 'two'", id="selector value"),
     ],
@@ -41,6 +50,56 @@ def test_a_bad_argument_is_named_by_its_address(arguments, message, wrap):
     with pytest.raises(BuilderError, match=message):
         ParameterStatistics(**{key: given[key] for key in given})
     assert arguments == before
+
+
+@pytest.mark.parametrize("match", [3, ["a", 3]])
+def test_a_bad_value_of_a_selector_is_told_once(match):
+    with pytest.raises(BuilderError) as raised:
+        ParameterStatistics(select={"match": match})
+    assert [problem.address for problem in raised.value.problems] == ["stats.select.match"]
+
+
+def two_layers():
+    model = nn.Sequential()
+    model.fc1, model.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("select", "hint"),
+    [
+        pytest.param(
+            {"min_ndim": 3}, "without min_ndim it matches fc1.weight, fc1.bias, norm.weight, norm.bias", id="ndim"
+        ),
+        pytest.param({"match": "norm.*", "ndim": 2}, "without match it matches fc1.weight\nwithout ndim it", id="both"),
+        pytest.param({"except": "*"}, "without except it matches fc1.weight, ", id="all left out"),
+        pytest.param({"match": "fc11.bias"}, "did you mean 'fc1.bias'?", id="a misspelt name"),
+        pytest.param({"match": "fc9.*", "ndim": 3}, "known: fc1.bias, fc1.weight", id="two fields that match nothing"),
+    ],
+)  # fmt: skip
+def test_a_selector_that_matches_nothing_is_told_which_field_leaves_nothing(select, hint):
+    with pytest.raises(BuilderError, match="matches no parameter") as raised:
+        parameters_of(two_layers(), selector(select))
+    assert hint in raised.value.problems[0].hint
+
+
+def test_globs_of_outputs_that_match_no_layer_are_refused():
+    with pytest.raises(BuilderError) as raised:
+        check_outputs(two_layers(), ("fc1", "fc11", "nrom", "fc1.rleu()"))
+    assert [problem.address for problem in raised.value.problems] == ["stats.outputs"] * 3
+    assert "'fc11' matches no layer" in raised.value.problems[0].what
+    assert "did you mean 'norm'?" in raised.value.problems[1].hint
+
+
+@pytest.mark.parametrize("patterns", ["*", "fc1", ("fc1", "no*"), "relu()", "fc1.relu()", "*.tanh()", ()])
+def test_globs_of_outputs_that_match_a_layer_or_may_match_a_function_pass(patterns):
+    check_outputs(two_layers(), patterns)
+
+
+def test_every_layer_of_a_model_without_layers_is_no_mistake():
+    check_outputs(nn.Linear(2, 2), "*")
+    with pytest.raises(BuilderError, match=r"'fc' matches no layer\n.*there is none"):
+        check_outputs(nn.Linear(2, 2), "fc")
 
 
 def test_all_bad_arguments_are_told_at_once():
@@ -69,4 +128,4 @@ def test_the_default_group_gives_the_default_arguments():
 
 
 def test_the_none_group_turns_statistics_off():
-    assert OmegaConf.load(CONF / "none.yaml") == {"enabled": False}
+    assert OmegaConf.load(CONF / "none.yaml") == {"enabled": False, "every_n_steps": 50, "on_nonfinite": "stop"}

@@ -96,6 +96,88 @@ def test_ignored_means_not_looked_at(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("every", [0, True, "often"])
+def test_a_bad_interval_is_refused(every):
+    with pytest.raises(BuilderError, match=r"stats\.every_n_steps: must be a whole number of at least 1, given "):
+        NonFiniteGuard("stop", every)
+
+
+def spoil_update(module, *_):
+    """Makes weights infinite after the gradient was looked at, as a step that is too great does."""
+    if module.global_step == 4:
+        group = module.trainer.optimizers[0].param_groups[0]
+        group["lr"] = float("inf")
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+@pytest.mark.parametrize("statistics", [True, False], ids=["counted by statistics", "looked at by the guard"])
+def test_a_weight_that_an_update_spoils_stops_the_run_before_another_batch(tmp_path, statistics):
+    module = Net()
+    module.on_before_optimizer_step = lambda optimizer: spoil_update(module)
+    guard = NonFiniteGuard("stop", 5)
+    watch = [ParameterStatistics(every_n_steps=5, directory=tmp_path, max_overhead=None)] if statistics else []
+    saved = pl.callbacks.ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=1)
+    trainer = pl.Trainer(
+        max_steps=8, callbacks=[*watch, guard, saved], logger=False, enable_progress_bar=False,
+        enable_model_summary=False, accelerator="cpu", default_root_dir=tmp_path,
+    )  # fmt: skip
+    with pytest.raises(BuilderError) as caught:
+        trainer.fit(module, DataLoader(torch.ones(64, 4), batch_size=4))
+    (problem,) = caught.value.problems
+    assert problem.address == "fc.weight"
+    assert (
+        problem.what == "is not finite after its update at step 5; not finite: fc.weight (8 values), fc.bias (2 values)"
+    )
+    assert "the last good checkpoint is " in problem.hint and "step=4.ckpt" in problem.hint
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+@pytest.mark.parametrize("statistics", [True, False], ids=["counted by statistics", "looked at by the guard"])
+def test_a_mask_of_infinities_that_does_not_train_stops_nothing(tmp_path, statistics):
+    module = Net()
+    module.model.mask = nn.Parameter(torch.full((2, 2), -float("inf")), requires_grad=False)
+    module.model.register_buffer("causal", torch.full((2, 2), -float("inf")))
+    watch = [ParameterStatistics(every_n_steps=2, directory=tmp_path, max_overhead=None)] if statistics else []
+    assert fit(module, *watch, NonFiniteGuard("stop", 2)).global_step == 8
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_weights_that_statistics_do_not_select_are_looked_at_as_well(tmp_path):
+    module = Net()
+    module.on_before_optimizer_step = lambda optimizer: spoil_update(module)
+    watch = ParameterStatistics(every_n_steps=5, directory=tmp_path, select={"match": "fc.bias"}, max_overhead=None)
+    with pytest.raises(BuilderError, match=r"fc\.weight: is not finite after its update at step 5; "):
+        fit(module, watch, NonFiniteGuard("stop", 5))
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_a_gradient_that_statistics_count_is_acted_on_but_not_a_loss_scalers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(NonFiniteGuard, "on_before_optimizer_step", lambda *given: None)
+    watch = ParameterStatistics(every_n_steps=5, directory=tmp_path, max_overhead=None)
+    module = Net(nan_gradient)
+    with pytest.raises(BuilderError, match=r"fc\.weight: is not finite after its update at step 5; "):
+        fit(module, watch, NonFiniteGuard("stop", 5))
+    trainer = types.SimpleNamespace(
+        callbacks=[watch], precision_plugin=types.SimpleNamespace(scaler=None), global_step=5, checkpoint_callbacks=[]
+    )
+    watch.nonfinite = (5, {}, {"fc.weight": 8})
+    with pytest.raises(BuilderError, match=r"fc\.weight: had a gradient that is not finite at step 5; .* \(8 values\)"):
+        NonFiniteGuard("stop", 5).on_train_batch_end(trainer, module, None, None, 0)
+    NonFiniteGuard("warn", 5).on_train_batch_end(trainer, module, None, None, 0)
+    assert "fc.weight: had a gradient" in capsys.readouterr().err
+    trainer.precision_plugin.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    NonFiniteGuard("stop", 5).on_train_batch_end(trainer, module, None, None, 0)
+
+
+def test_the_sums_of_all_tensors_are_read_at_once(monkeypatch):
+    reads = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.append(1) or tolist(self))
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: pytest.fail("read one by one"))
+    assert guards.nonfinite_weights(Net()) == {}
+    assert len(reads) == 1
+
+
 def test_unknown_action_is_refused():
     with pytest.raises(BuilderError, match="unknown action 'stopp'") as caught:
         NonFiniteGuard("stopp")
