@@ -12,7 +12,7 @@ normal's mass the draw is made inside them (`_tail`), so that it ends quickly wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from builder.initialize.streams import Draw, bits, numpy_generator
+from builder.initialize.streams import Draw, numpy_generator
 from builder.policies import POLICIES
 
-PIECE = 2**16  # values at a time, which stay in the cache between the passes over them
-LARGE = (
-    2**19
-)  # values of a parameter from which on numpy's SFC64 draws uniform ones, in half the time of torch's generator
-HUGE = 2**24  # values of a parameter from which on a compiled loop draws normal ones
+PIECE = 2**16  # values that trunc_normal takes at a time: they stay in the cache between its passes
+LARGE = 2**19  # values of a parameter from which on uniform ones are drawn by numpy, in two thirds of torch's time
+HUGE = 2**24  # values of a parameter from which on a compiled loop draws normal ones, in half of torch's time
 LEAST_MASS = 0.25  # of the normal inside the bounds, for drawing again to pay
 
 
@@ -101,7 +99,7 @@ def fill_of(policy: str, arguments: Mapping[str, Any], shape: Sequence[int], axe
         case "normal":
             return _normal(given["mean"], given["std"], shape)
         case "trunc_normal":
-            return _trunc_normal(given["mean"], given["std"], given["a"], given["b"], shape)
+            return _trunc_normal(given["mean"], given["std"], given["a"], given["b"])
         case "constant":
             return Fill(lambda part, generator, start: part.fill_(given["val"]))
         case "orthogonal":
@@ -139,36 +137,26 @@ def _uniform(a: float, b: float, shape: Sequence[int]) -> Fill:
         if generator is None or not large or part.dtype == torch.float64:
             part.uniform_(a, b, generator=generator)
             return
-        numbers, low, width = numpy_generator(generator), np.float32(a), np.float32(b - a)
-        for piece in torch.split(part.view(-1), PIECE):
-            values = piece.numpy()
-            np.multiply(bits(len(values), numbers) >> np.uint32(8), np.float32(2**-24), out=values)
-            np.add(np.multiply(values, width, out=values), low, out=values)
+        values = part.view(-1).numpy()
+        numpy_generator(generator).random(out=values, dtype=np.float32)
+        np.add(np.multiply(values, np.float32(b - a), out=values), np.float32(a), out=values)
 
     return Fill(_in_float32(draw))
 
 
 def _normal(mean: float, std: float, shape: Sequence[int]) -> Fill:
-    return Fill(lambda part, generator, start: _normals(mean, std, shape, part.dtype, generator)(part))
+    huge = math.prod(shape) >= HUGE
 
+    def draw(part: torch.Tensor, generator: torch.Generator | None, start: int) -> None:
+        if generator is None or not huge or part.dtype != torch.float32:
+            part.normal_(mean, std, generator=generator)
+            return
+        # Imported here: it takes half a second, which smaller parameters do not win back.
+        from builder.initialize.normal import normal  # noqa: PLC0415
 
-def _normals(
-    mean: float, std: float, shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator | None
-) -> Callable[[torch.Tensor], object]:
-    """What writes normal values into flat tensors of a parameter of a shape."""
-    if generator is None or math.prod(shape) < HUGE or dtype != torch.float32:
-        return lambda out: out.normal_(mean, std, generator=generator)
-    # Imported here: it takes half a second, which smaller parameters do not win back.
-    from builder.initialize.normal import standard_normal  # noqa: PLC0415
+        normal(part.view(-1).numpy(), mean, std, numpy_generator(generator))
 
-    numbers = numpy_generator(generator)
-
-    def draw(out: torch.Tensor) -> None:
-        values = out.view(-1).numpy()
-        standard_normal(values, numbers)
-        np.add(np.multiply(values, np.float32(std), out=values), np.float32(mean), out=values)
-
-    return draw
+    return Fill(draw)
 
 
 def _in_float32(draw: Draw) -> Draw:
@@ -191,16 +179,15 @@ def _in_float32(draw: Draw) -> Draw:
 # ---- truncated normal ----------------------------------------------------------------------------------------------
 
 
-def _trunc_normal(mean: float, std: float, a: float, b: float, shape: Sequence[int]) -> Fill:
+def _trunc_normal(mean: float, std: float, a: float, b: float) -> Fill:
     def draw(part: torch.Tensor, generator: torch.Generator | None, start: int) -> None:
         if generator is None:
             nn.init.trunc_normal_(part, mean, std, a, b)
         elif std == 0:
             part.fill_(min(max(mean, a), b))
         elif (mass := _mass((a - mean) / std, (b - mean) / std)) >= LEAST_MASS:
-            normals = _normals(mean, std, shape, part.dtype, generator)
             for piece in torch.split(part, PIECE):
-                _redraw(piece, normals, a, b, mass)
+                _redraw(piece, generator, mean, std, a, b, mass)
         else:
             part.copy_(_tail(part.numel(), generator, mean, std, a, b))
 
@@ -214,12 +201,13 @@ def _mass(low: float, high: float) -> float:
     return 0.5 * (math.erfc(-high / math.sqrt(2)) - math.erfc(-low / math.sqrt(2)))
 
 
-def _redraw(piece: torch.Tensor, normals: Callable[[torch.Tensor], object], a: float, b: float, mass: float) -> None:
+def _redraw(
+    piece: torch.Tensor, generator: torch.Generator, mean: float, std: float, a: float, b: float, mass: float
+) -> None:
     """Draws again what falls outside. By numpy: its comparisons take a sixth of torch's time, `flatnonzero` a third."""
 
     def drawn(out: torch.Tensor) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        normals(out)
-        values = out.numpy()
+        values = out.normal_(mean, std, generator=generator).numpy()
         outside = np.less(values, low)
         return values, np.logical_or(outside, np.greater(values, high), out=outside)
 

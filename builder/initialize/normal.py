@@ -1,4 +1,4 @@
-"""Standard normal values in float32, by a ziggurat whose common part is a compiled loop.
+"""Normal values in float32, by a ziggurat whose common part is a compiled loop.
 
 The method is that of Marsaglia & Tsang 2000 (The ziggurat method for generating random variables) with 1,024 layers. Of
 32 random bits ten choose a layer and the others a place across it, for the two are not to depend on each other (Doornik
@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from builder.compiled import compiled
-from builder.initialize.streams import bits
 
 Floats = NDArray[np.float32]
 
@@ -24,7 +23,8 @@ _LAYERS = 2**10
 _TAIL = 4.0388498461095045  # where the lowest layer ends and the tail begins, so that the layers end at the mode
 _AREA = 0.0012263246463530881  # of each layer
 _HALF = 2**21  # places on either side of zero
-_PIECE = 2**19  # values at a time
+_U = np.uint64
+_LAYER, _PLACE, _MIDDLE = _U(_LAYERS - 1), np.int32(10), np.float32(0.5)  # of 32 bits, and of a place
 
 
 def _edges() -> NDArray[np.float64]:
@@ -41,26 +41,68 @@ _STEP: Floats = (_EDGES[:-1] / _HALF).astype(np.float32)  # from one place to th
 _INSIDE: Floats = (_EDGES[1:] / _EDGES[:-1] * _HALF).astype(np.float32)  # places under the layer above
 
 
-def standard_normal(out: Floats, generator: np.random.Generator) -> None:
-    """Fills with values of mean 0 and standard deviation 1."""
-    for first in range(0, len(out), _PIECE):
-        piece = out[first : first + _PIECE]
-        words, open_ = bits(len(piece), generator), np.empty(len(piece), np.int32)
-        at = open_[: _place(words, _STEP, _INSIDE, piece, open_)]
-        piece[at] = _decided(words[at] & np.uint32(_LAYERS - 1), piece[at], generator)
+def normal(out: Floats, mean: float, std: float, generator: np.random.Generator) -> None:
+    """Fills with normal values.
+
+    Args:
+        out: At most 2**31 values.
+        mean: Their mean.
+        std: Their standard deviation.
+        generator: Of SFC64; it goes on by 32 bits a value, and a few more.
+    """
+    holder: Any = generator.bit_generator.state
+    at, layers = np.empty((2, len(out)), np.int32)
+    values = np.empty(len(out), np.float32)
+    count = _place(holder["state"]["state"], _STEP, _INSIDE, out, mean, std, at, layers, values)
+    generator.bit_generator.state = holder
+    decided = _decided(layers[:count], values[:count], generator)
+    out[at[:count]] = decided * np.float32(std) + np.float32(mean)
+    if len(out) % 2:
+        out[-1] = generator.normal(mean, std)
 
 
-@compiled("i8(u4[::1], f4[::1], f4[::1], f4[::1], i4[::1])")
-def _place(words: NDArray[np.uint32], step: Floats, inside: Floats, out: Floats, open_: NDArray[np.int32]) -> int:
-    """Writes the value that each word stands for, and the places of those on which the layer alone cannot decide."""
+@compiled("i8(u8[::1], f4[::1], f4[::1], f4[::1], f4, f4, i4[::1], i4[::1], f4[::1])")
+def _place(
+    state: NDArray[np.uint64],
+    step: Floats,
+    inside: Floats,
+    out: Floats,
+    mean: float,
+    std: float,
+    at: NDArray[np.int32],
+    layers: NDArray[np.int32],
+    values: Floats,
+) -> int:
+    """Writes the values that 64 bits stand for, two at a time.
+
+    The bits are those of numpy's SFC64 (Doty-Humphrey, PractRand), made here so that they need not go through memory.
+
+    Returns:
+        How many values are yet to be decided. Where they are, their layers, and the values as they stand before they
+        are scaled, is written into the last three.
+    """
+    a, b, c, counter = state
     count = 0
-    for i in range(out.size):
-        layer = np.uint64(words[i] & np.uint32(_LAYERS - 1))  # of a signed one numba would ask whether it is negative
-        place = np.float32(np.int32(np.int32(words[i]) >> np.int32(10))) + np.float32(0.5)
-        out[i] = place * step[layer]
-        if abs(place) >= inside[layer]:
-            open_[count] = i
-            count += 1
+    for i in range(0, out.size - 1, 2):
+        word = a + b + counter
+        counter += _U(1)
+        a = b ^ (b >> _U(11))
+        b = c + (c << _U(3))
+        c = ((c << _U(24)) | (c >> _U(40))) + word
+        upper = word >> _U(32)
+        layer, layer_2 = word & _LAYER, upper & _LAYER
+        place = np.float32(np.int32(np.int32(np.uint32(word)) >> _PLACE)) + _MIDDLE
+        place_2 = np.float32(np.int32(np.int32(np.uint32(upper)) >> _PLACE)) + _MIDDLE
+        value, value_2 = place * step[layer], place_2 * step[layer_2]
+        out[i], out[i + 1] = value * std + mean, value_2 * std + mean
+        if (abs(place) >= inside[layer]) | (abs(place_2) >= inside[layer_2]):
+            if abs(place) >= inside[layer]:
+                at[count], layers[count], values[count] = i, np.int32(layer), value
+                count += 1
+            if abs(place_2) >= inside[layer_2]:
+                at[count], layers[count], values[count] = i + 1, np.int32(layer_2), value_2
+                count += 1
+    state[0], state[1], state[2], state[3] = a, b, c, counter
     return count
 
 

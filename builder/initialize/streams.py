@@ -11,10 +11,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from hashlib import shake_128
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 CHUNK = 2**19  # values; fixed, since it is part of what a seed means
 WORDS = 624  # of 32 bits: the state of MT19937
@@ -64,16 +64,23 @@ class Stream(threading.local):
         return self.generator.set_state(self.state)
 
 
+class _Numbers(threading.local):
+    """A generator of numpy for each thread, since a new one takes 50 µs."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.Generator(np.random.SFC64(0))
+        self.state: Any = self.generator.bit_generator.state
+
+
+_NUMBERS = _Numbers()
+
+
 def numpy_generator(generator: torch.Generator) -> np.random.Generator:
-    """A generator of numpy that starts from the next 256 bits of one of torch; in 50 µs."""
-    words = torch.randint(-(2**63), 2**63 - 1, (4,), generator=generator)
-    return np.random.Generator(np.random.SFC64(words.numpy().view(np.uint64).tolist()))
-
-
-def bits(count: int, generator: np.random.Generator) -> NDArray[np.uint32]:
-    """32 random bits each."""
-    pairs = generator.integers(0, 2**64, -(-count // 2), dtype=np.uint64)
-    return pairs.astype("<u8", copy=False).view("<u4")[:count]
+    """This thread's generator of numpy (SFC64), at a state that is the next 192 bits of one of torch."""
+    words = torch.randint(-(2**63), 2**63 - 1, (3,), generator=generator).numpy().view(np.uint64)
+    _NUMBERS.state["state"]["state"][:] = [*words, 1]  # the last one counts
+    _NUMBERS.generator.bit_generator.state = _NUMBERS.state
+    return _NUMBERS.generator
 
 
 def generator(seed: int, name: str, chunk: int = 0) -> torch.Generator:
