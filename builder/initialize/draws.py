@@ -24,7 +24,6 @@ from torch import nn
 from builder.initialize.streams import Draw, numpy_generator
 from builder.policies import POLICIES
 
-PIECE = 2**16  # values that trunc_normal takes at a time: they stay in the cache between its passes
 LARGE = 2**19  # values of a parameter from which on uniform ones are drawn by numpy, in two thirds of torch's time
 HUGE = 2**24  # values of a parameter from which on a compiled loop draws normal ones, in half of torch's time
 LEAST_MASS = 0.25  # of the normal inside the bounds, for drawing again to pay
@@ -99,7 +98,7 @@ def fill_of(policy: str, arguments: Mapping[str, Any], shape: Sequence[int], axe
         case "normal":
             return _normal(given["mean"], given["std"], shape)
         case "trunc_normal":
-            return _trunc_normal(given["mean"], given["std"], given["a"], given["b"])
+            return _trunc_normal(given["mean"], given["std"], given["a"], given["b"], shape)
         case "constant":
             return Fill(lambda part, generator, start: part.fill_(given["val"]))
         case "orthogonal":
@@ -179,15 +178,17 @@ def _in_float32(draw: Draw) -> Draw:
 # ---- truncated normal ----------------------------------------------------------------------------------------------
 
 
-def _trunc_normal(mean: float, std: float, a: float, b: float) -> Fill:
+def _trunc_normal(mean: float, std: float, a: float, b: float, shape: Sequence[int]) -> Fill:
+    normal = _normal(mean, std, shape)
+
     def draw(part: torch.Tensor, generator: torch.Generator | None, start: int) -> None:
         if generator is None:
             nn.init.trunc_normal_(part, mean, std, a, b)
         elif std == 0:
             part.fill_(min(max(mean, a), b))
         elif (mass := _mass((a - mean) / std, (b - mean) / std)) >= LEAST_MASS:
-            for piece in torch.split(part, PIECE):
-                _redraw(piece, generator, mean, std, a, b, mass)
+            normal.draw(part, generator, start)
+            _redraw(part, generator, mean, std, a, b, mass)
         else:
             part.copy_(_tail(part.numel(), generator, mean, std, a, b))
 
@@ -202,26 +203,26 @@ def _mass(low: float, high: float) -> float:
 
 
 def _redraw(
-    piece: torch.Tensor, generator: torch.Generator, mean: float, std: float, a: float, b: float, mass: float
+    part: torch.Tensor, generator: torch.Generator, mean: float, std: float, a: float, b: float, mass: float
 ) -> None:
     """Draws again what falls outside. By numpy: its comparisons take a sixth of torch's time, `flatnonzero` a third."""
 
-    def drawn(out: torch.Tensor) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        values = out.normal_(mean, std, generator=generator).numpy()
-        outside = np.less(values, low)
-        return values, np.logical_or(outside, np.greater(values, high), out=outside)
+    def outside(values: NDArray[Any]) -> NDArray[np.bool_]:
+        found: NDArray[np.bool_] = np.less(values, low)
+        np.logical_or(found, np.greater(values, high), out=found)
+        return found
 
-    kind = np.float64 if piece.dtype == torch.float64 else np.float32
+    kind = np.float64 if part.dtype == torch.float64 else np.float32
     most = float(np.finfo(kind).max)
     low, high = (kind(min(max(bound, -most), most)) for bound in (a, b))
-    values, outside = drawn(piece)
-    places = np.flatnonzero(outside)
+    values = part.view(-1).numpy()
+    places = np.flatnonzero(outside(values))
     for _ in range(99):
         if not places.size:
             return
         enough = int(1.1 * places.size / mass) + 16  # nearly always
-        more, outside = drawn(torch.empty(enough, dtype=piece.dtype))
-        inside = more[~outside][: places.size]
+        more = torch.empty(enough, dtype=part.dtype).normal_(mean, std, generator=generator).numpy()
+        inside = more[~outside(more)][: places.size]
         values[places[: inside.size]] = inside
         places = places[inside.size :]
     values.clip(low, high, out=values)  # the type is too coarse to tell the mean from a bound

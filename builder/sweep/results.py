@@ -79,7 +79,7 @@ class Group:
     Attributes:
         overrides: Value by key of those keys that vary over the sweep, seeds left out.
         runs: How many runs there are, failed ones included.
-        failed: Name and first line of the error of each failed run.
+        failed: Name of each failed run, and what was wrong.
         metrics: Spread over the runs that did not fail, by metric; empty where all failed.
         seconds: Mean time of the runs that did not fail.
     """
@@ -223,7 +223,7 @@ def write_csv(sweep_dir: str | Path, runs: Sequence[Run], groups: Sequence[Group
     """
     root = Path(sweep_dir)
     results, singles = root / "results.csv", root / "runs.csv"
-    _write_table(results, _result_rows(groups, {run.name: run.error for run in runs if run.error is not None}))
+    _write_table(results, _result_rows(groups))
     _write_table(singles, _run_rows(runs))
     return results, singles
 
@@ -282,7 +282,7 @@ def _group(overrides: Mapping[str, str], runs: Sequence[Run]) -> Group:
     return Group(
         overrides=overrides,
         runs=len(runs),
-        failed={run.name: _first_line(run.error) for run in runs if run.error is not None},
+        failed={run.name: problem_of(run.error) for run in runs if run.error is not None},
         metrics={name: _spread([run.metrics[name] for run in ended if name in run.metrics]) for name in names},
         seconds=_mean([run.seconds for run in ended if run.seconds is not None]),
     )
@@ -297,10 +297,6 @@ def _spread(values: Sequence[float]) -> Spread:
     if not all(map(math.isfinite, values)):
         return Spread(math.nan, math.nan, math.nan, math.nan)
     return Spread(fmean(values), stdev(values) if len(values) > 1 else None, min(values), max(values))
-
-
-def _first_line(error: str) -> str:
-    return next((line.strip() for line in error.splitlines() if line.strip()), "failed without a message")
 
 
 def problem_of(error: str) -> str:
@@ -333,12 +329,12 @@ def _cells(group: Group, varied: Sequence[str], metric: str, others: Sequence[st
     ]
 
 
-def _result_rows(groups: Sequence[Group], errors: Mapping[str, str]) -> Iterator[dict[str, object]]:
+def _result_rows(groups: Sequence[Group]) -> Iterator[dict[str, object]]:
     for group in groups:
         row: dict[str, object] = {**group.overrides, "runs": group.runs, "failed": len(group.failed)}
         for name, spread in group.metrics.items():
             row |= {f"{name} {part}": getattr(spread, part) for part in ("mean", "std", "min", "max")}
-        problems = "; ".join(f"{name}: {problem_of(errors.get(name, why))}" for name, why in group.failed.items())
+        problems = "; ".join(f"{name}: {why}" for name, why in group.failed.items())
         yield row | {"seconds": group.seconds, "errors": problems}
 
 

@@ -71,10 +71,10 @@ def test_single_run_has_no_deviation(tmp_path):
     assert str(group.metrics[METRIC]) == "0.5000"
 
 
-def test_failed_run_is_shown_with_the_first_line_of_its_error(sweep):
+def test_failed_run_is_shown_with_its_first_problem(sweep):
     make_run(sweep, 4, ["init=zeros", "init_seed=0", RECIPE], error="\nmodel gpt.yaml: 1 problem\n  layers.head: wrong")
     groups = summarise(read_runs(sweep), METRIC, "max")
-    assert groups[-1].failed == {"4": "model gpt.yaml: 1 problem"}
+    assert groups[-1].failed == {"4": "layers.head: wrong"}
     assert groups[-1].metrics == {}
     assert "4: model gpt.yaml: 1 problem" in printed(groups)
 
