@@ -6,7 +6,7 @@ Shared by `train.py` and `python -m builder`. Torch is not needed here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -148,20 +150,33 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, Origin]:
 
 
 def check_groups(overrides: Sequence[str]) -> None:
-    """Refuses null for a group, at which Hydra 1.3 stops with a `ValueError` that does not name it.
+    """Refuses what is no name for a group, at which Hydra 1.3 stops with a `ValueError` that does not name it.
 
     Raises:
         BuilderError: Of each such override.
     """
-    given = [text.lstrip("+").partition("=") for text in overrides]
     raise_all(
         "config",
         [
-            Problem(key, "got null: a group needs one of its files", did_you_mean("none", _choices(key), most=20))
-            for key, _, value in given
-            if value == "null" and key and _choices(key)
+            Problem(key, f"got {value}: a group needs one of its files", did_you_mean(value, _choices(key), most=20))
+            for text in overrides
+            for key, value in _unnamed(text)
         ],
     )
+
+
+def _unnamed(text: str) -> Iterator[tuple[str, str]]:
+    """The values of an override, each of a sweep's, that are neither a name nor a list, if its key is a group."""
+    try:
+        given = OverridesParser.create().parse_override(text)
+    except HydraException:  # no override, or one that Hydra refuses itself
+        return
+    whole, group = given.value(), given.key_or_group
+    if given.is_delete() or not _choices(group):
+        return
+    for value in whole.list if isinstance(whole, ChoiceSweep) else [whole]:
+        if value is None or isinstance(value, bool | int | float):
+            yield group, "null" if value is None else str(value)
 
 
 def _choices(group: str) -> list[str]:

@@ -348,9 +348,18 @@ def _check_trainer(settings: Mapping[str, Any]) -> list[Problem]:
 def _check_statistics(config: DictConfig, lit: LitModule) -> None:
     """Refuses rules of statistics that choose nothing; Lightning would start its loggers before they are read."""
     stats = _plain(config.stats, "stats")
-    if stats.get("enabled"):
-        parameters_of(lit.model, selector(stats.get("select")))
-        check_outputs(lit.model, stats.get("outputs") or ())
+    if not stats.get("enabled"):
+        return
+    problems: list[Problem] = []
+    for check in (
+        lambda: parameters_of(lit.model, selector(stats.get("select"))),
+        lambda: check_outputs(lit.model, stats.get("outputs") or ()),
+    ):
+        try:
+            check()
+        except BuilderError as err:
+            problems += err.problems
+    raise_all("statistics", problems)
 
 
 # ---- config and artefacts ------------------------------------------------------------------------------------------

@@ -139,6 +139,7 @@ def _uniform(a: float, b: float, shape: Sequence[int]) -> Fill:
         values = part.view(-1).numpy()
         numpy_generator(generator).random(out=values, dtype=np.float32)
         np.add(np.multiply(values, np.float32(b - a), out=values), np.float32(a), out=values)
+        np.minimum(values, np.float32(b), out=values)  # beyond which the sum may round
 
     return Fill(_in_float32(draw))
 

@@ -10,9 +10,9 @@ the optimizer has stepped. Under LBFGS, which evaluates the gradient several tim
 
 Where a module has several optimizers (manual optimization, as of a GAN), a batch is logged as a whole, under the number
 of the last step in it that is due: the outputs of all its forwards; each gradient as it was when the optimizer of that
-parameter first stepped in the batch; each update from there to the end of the batch. Parameters whose optimizer did not
-step in the batch have no row. One optimizer that steps several times in a batch has each step logged by itself; of
-those logged in one batch the first alone has outputs.
+parameter first stepped in the batch; each update from there to the end of the batch. Of parameters whose optimizer did
+not step in the batch the weights alone are recorded. One optimizer that steps several times in a batch has each step
+logged by itself; of those logged in one batch the first alone has outputs.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def _sums(groups: Sequence[tuple[Tensor, ...]], read: passes.Read, columns: tupl
 def _members(tensor: Tensor, stacked: bool) -> Tensor:
     """The values as (members, values of each)."""
     members = len(tensor) if stacked else 1
-    return tensor.detach().reshape(members, tensor.numel() // max(members, 1))
+    return tensor.detach().resolve_neg().reshape(members, tensor.numel() // max(members, 1))
 
 
 def _is_read_alone(values: Tensor) -> bool:

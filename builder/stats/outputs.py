@@ -37,7 +37,6 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from builder.initialize.shards import is_shard
 from builder.names import Patterns, matches
 from builder.stats.measure import OUTPUT, joined, output_sums, wide_type
 
@@ -165,6 +164,7 @@ class OutputWatch:
             handle.remove()
         self._handles = []
         self._running.clear()
+        self._bounded = []
         self._stop_functions()
 
     def take(self) -> dict[str, Layer]:
@@ -210,7 +210,7 @@ class OutputWatch:
 
     def _see_function(self, name: str, output: Any, bounds: Bounds) -> None:
         caller, tensor = self._running[-1], _first_tensor(output)
-        if tensor is not None and _kind(caller).lower() not in ACTIVATIONS:
+        if tensor is not None and _kind(caller).lower() not in ACTIVATIONS and not isinstance(caller, nn.Hardtanh):
             self._see(f"{self._paths[caller]}.{name}()".lstrip("."), name, tensor, bounds)
 
     def _see(self, path: str, kind: str, tensor: Tensor, bounds: Bounds) -> None:
@@ -265,7 +265,7 @@ def _kind(module: nn.Module) -> str:
     return name.removeprefix("FSDP") if name.startswith("FSDP") and len(type(module).__mro__) > 2 else name
 
 
-def _bounds(x: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Bounds:
+def _bounds(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Bounds:
     """Of a call of `torch.nn.functional.hardtanh`."""
     return min_val, max_val
 
@@ -284,7 +284,7 @@ def _parts(output: Any) -> Iterable[Any]:
 
 def _is_dense(part: Any) -> bool:
     """Whether it is a tensor whose memory can be read."""
-    plain = isinstance(part, Tensor) and not is_shard(part) and part.layout == torch.strided
+    plain = type(part) in (Tensor, nn.Parameter) and part.layout == torch.strided
     return plain and not torch._C._functorch.is_functorch_wrapped_tensor(part)
 
 

@@ -200,6 +200,11 @@ class Recorder:
                 self._copies[name] = torch.empty_like(own)
             self._copies[name].copy_(own)
 
+    def no_step(self) -> None:
+        """Takes the place of `before_step` where nothing moves the weights, which `after_step` then measures alone."""
+        self._moved = set()
+        self._gradients = gradient_sums(self._own_gradients(), stacked=self._stacked)
+
     @torch.no_grad()
     def after_step(
         self, step: int, epoch: int, *, more: bool = False, clips: bool = False, clock: tuple[float, ...] = ()

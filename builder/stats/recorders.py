@@ -53,9 +53,13 @@ class Recorders:
                 self._armed.append(recorder)
 
     def after_step(self, step: int, epoch: int, **settings: Any) -> Recorded:
-        """What the recorders that were armed recorded, as one step."""
-        found = [recorder.after_step(step, epoch, **settings) for recorder in self._armed]
-        self.extra_seconds = sum(recorder.extra_seconds for recorder in self._armed)
+        """What all recorders recorded, as one step; of parameters whose optimizer did not step, the weights alone."""
+        recorders = [recorder for _, recorder in self._all]
+        for recorder in recorders:
+            if recorder not in self._armed:
+                recorder.no_step()
+        found = [recorder.after_step(step, epoch, **settings) for recorder in recorders]
+        self.extra_seconds = sum(recorder.extra_seconds for recorder in recorders)
         self.forget()
         first = found[0]  # which took what all hooks have seen
         return Recorded(self._in_order([each.parameters for each in found]), first.outputs, first.clock)

@@ -129,7 +129,7 @@ def _directory(address: str, directory: object) -> list[Problem]:
 
 
 def _measures(address: str, measures: object) -> list[Problem]:
-    if isinstance(measures, str) or not isinstance(measures, Sequence):
+    if isinstance(measures, str | bytes) or not isinstance(measures, Sequence):
         hint = f"[{measures}]" if isinstance(measures, str) else "as in [rms, update_ratio]; []: none"
         return [Problem(address, f"must be a list of measures, given {measures!r}", hint)]
     return [

@@ -20,7 +20,6 @@ LEAST_LAYERS = 4  # for a change over depth to be one
 MOST_DEAD = MOST_SATURATED = 0.5  # of the units of a layer, of its values
 LEAST_UPDATE, MOST_UPDATE = 1e-6, 1e-1  # of the weight's rms in one step; about 1e-3 is common
 GROWING = round(MOST_UPDATE**-2)  # steps of random signs from 0, of which the last is MOST_UPDATE of their sum
-_OWN_SIZE = 0.01  # of a weight: by less its size differs from the way it has come if it started near 0
 
 GRADIENT = "gradient_rms"  # of a parameter; a probe has it of the outputs as well
 
@@ -192,14 +191,14 @@ def _shares(outputs: polars.DataFrame) -> Iterator[Verdict]:
 def _update_ratios(parameters: polars.DataFrame) -> Iterator[Verdict]:
     """By the median over the last third of the steps: the first steps of a schedule are not judged.
 
-    Nor are the first of a parameter that started at zero, or near it: it consists of the steps it took, and whatever
+    Nor are the first of a parameter that started at zero: it consists of the steps it took, and whatever
     the learning rate the n-th is about 1 / n of their sum, or 1 / sqrt(n) where they go to and fro. Only where it is
     more than `MOST_UPDATE` after `GROWING` steps as well are the steps too large.
     """
     steps = sorted(parameters["step"].unique())
     late = steps[-(len(steps) // 3) :]  # of fewer than three, all
     rows = parameters.filter(polars.col("step").is_in(late) & polars.col("update_ratio").is_finite())
-    rows = rows.join(_made_of_steps(parameters), "name", "left", maintain_order="left")
+    rows = rows.join(_started_at_zero(parameters), "name", "left", maintain_order="left")
     rows = rows.filter(polars.col("since").is_null() | (polars.col("step") - polars.col("since") >= GROWING))
     medians = rows.group_by("name", maintain_order=True).agg(polars.col("update_ratio").median())
     ratio = polars.col("update_ratio")
@@ -215,18 +214,20 @@ def _update_ratios(parameters: polars.DataFrame) -> Iterator[Verdict]:
             yield Verdict("update_ratio", severity, names, late[-1], text, ratios)
 
 
-def _made_of_steps(parameters: polars.DataFrame) -> polars.DataFrame:
-    """Parameters that are, but for 1 %, as large as the way they have come, by the first step that shows one."""
-    way = polars.coalesce(polars.col("distance") / polars.col("l2"), "update_ratio")
+def _started_at_zero(parameters: polars.DataFrame) -> polars.DataFrame:
+    """Parameters without a direction at their start, by the first step that shows a size."""
+    moved = parameters.filter(polars.col("distance") > 0).group_by("name", maintain_order=True)
+    undirected = moved.agg(polars.col("cosine").first()).filter(polars.col("cosine").is_null())
     there = parameters.filter(polars.col("rms") > 0).group_by("name", maintain_order=True)
-    first = there.agg(polars.col("step").first().alias("since"), way.first().alias("way"))
-    return first.filter((polars.col("way") - 1).abs() <= _OWN_SIZE).select("name", "since")
+    since = there.agg(polars.col("step").first().alias("since"))
+    return since.join(undirected, "name", "semi", maintain_order="left")
 
 
 def _still(parameters: polars.DataFrame, table: Sequence[Mapping[str, Any]]) -> Iterator[Verdict]:
     """Trainable parameters that no logged step moved."""
-    watched = parameters.group_by("name", maintain_order=True).agg(
-        polars.col("update_rms").fill_null(0.0).max(), polars.col("gradient_rms").is_not_null().any()
+    stepped = parameters.filter(polars.col("update_rms").is_not_null())  # null: frozen, or its optimizer did not step
+    watched = stepped.group_by("name", maintain_order=True).agg(
+        polars.col("update_rms").max(), polars.col("gradient_rms").is_not_null().any()
     )
     trainable = [row["name"] for row in table if row["trainable"] and not row["tied_to"] and not row.get("held")]
     still = watched.filter(polars.col("name").is_in(trainable) & (polars.col("update_rms") == 0))

@@ -18,6 +18,7 @@ from builder.errors import BuilderError
 from builder.stats import callback, record
 from builder.stats.callback import ParameterStatistics
 from builder.stats.store import read_outputs, read_stats
+from builder.stats.verdicts import verdicts
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -266,6 +267,34 @@ class Gan(pl.LightningModule):
 GAN_NAMES = ["frozen", "make.weight", "make.bias", "judge.weight", "judge.bias"]
 
 
+class InTurn(Gan):
+    """Optimizers that step in every other batch."""
+
+    def training_step(self, batch, index):
+        optimizer = self.optimizers()[index % 2]
+        loss = self.model["judge"](self.model["make"](batch[0])).square().mean()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+
+def test_parameters_whose_optimizer_never_steps_in_a_logged_batch_have_their_weights_recorded(tmp_path):
+    module = InTurn()
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=12, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[ParameterStatistics(every_n_steps=2)],
+    )  # fmt: skip
+    data = TensorDataset(torch.randn(48, 8))
+    trainer.fit(module, DataLoader(data, batch_size=4))
+    rows = read_stats(tmp_path)
+    assert set(rows["name"]) == set(GAN_NAMES)
+    make, judge = (rows.filter(rows["name"] == f"{name}.weight") for name in ("make", "judge"))
+    assert judge["update_rms"].is_not_null().all() and make["update_rms"].is_null().all()
+    assert make["rms"].is_not_null().all()
+    table = [{"name": name, "trainable": True, "tied_to": None, "shape": [8]} for name in GAN_NAMES]
+    assert not [verdict for verdict in verdicts(rows, read_outputs(tmp_path), table) if verdict.kind == "still"]
+
+
 @pytest.mark.parametrize("toggle", [False, True], ids=["plain", "toggled"])
 @pytest.mark.parametrize(
     ("every", "logged", "batches_of"),
@@ -293,12 +322,14 @@ def test_a_batch_in_which_two_optimizers_step_is_logged_as_a_whole(tmp_path, eve
     assert outputs.filter(layer="make")["mean"].to_list() == pytest.approx(means, abs=1e-6)
 
 
-def test_an_optimizer_that_does_not_step_in_a_logged_batch_has_no_rows_in_it(tmp_path):
+def test_of_an_optimizer_that_does_not_step_in_a_logged_batch_the_weights_alone_are_recorded(tmp_path):
     module = Gan(every=3)  # batches of 2, 1, 1, 2, 1, 1, ... steps
     fit(tmp_path, module, [ParameterStatistics(max_overhead=None, every_n_steps=2)], max_steps=12)
     rows = read_stats(tmp_path)
     assert steps(tmp_path) == [2, 4, 6, 8, 10, 12]
     of_make = rows.filter(name="make.weight")
+    assert of_make["rms"].null_count() == 0 and of_make["gradient_rms"].null_count() == 3
+    of_make = of_make.drop_nulls("update_rms")
     assert of_make["step"].to_list() == [2, 6, 10], "batches 0, 3 and 6 make steps 1-2, 5-6 and 9-10"
     assert of_make["update_rms"].to_list() == pytest.approx([module.seen["make", batch][1] for batch in (0, 3, 6)])
     assert rows.filter(name="judge.weight")["update_rms"].to_list() == pytest.approx(

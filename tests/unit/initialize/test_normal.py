@@ -99,3 +99,11 @@ def test_half_precision_and_float64_of_a_huge_parameter(policy, monkeypatch):
         mean, std = (0, 1) if policy == "normal" else (0.5, 12**-0.5)
         assert abs(found.double().mean() - mean) < 5 * std / math.sqrt(CHUNK) + 1e-4
         assert abs(found.double().std() / std - 1) < 0.01
+
+
+def test_uniform_values_of_a_large_parameter_stay_within_bounds_that_float32_rounds():
+    low, high = -0.00012915858480735243, -0.00012900896446136126
+    found = fill_range(
+        torch.empty(8 * CHUNK), fill_of("uniform", {"a": low, "b": high}, (8 * CHUNK,)), 0, "w", (8 * CHUNK,)
+    )
+    assert np.float32(low) <= found.min() and found.max() <= np.float32(high)

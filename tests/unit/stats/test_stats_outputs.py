@@ -550,3 +550,40 @@ def test_what_backward_computes_again_is_not_measured_again(reentrant, of):
         found.append(recorder.after_step(1, 0).outputs)
     assert repr(found[0]) == repr(found[1]), "of which repr compares NaN as well"
     assert "inner.0.relu()" in found[0]["layer"] and found[0]["nonfinite"][0] == 4
+
+
+class Nasty(torch.nn.Module):
+    """Gives out what torch lets a layer give out, though numpy cannot read it."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(4, 4)
+        self.negative = torch.nn.Identity()
+        self.other = torch.nn.Identity()
+
+    def forward(self, x):
+        x = torch.nn.functional.hardtanh_(input=self.fc(x), min_val=-0.1, max_val=0.1)
+        return self.negative(torch.complex(x.double(), x.double()).conj().imag), self.other(Marked(x))
+
+
+class Marked(torch.Tensor):
+    """A tensor of a class of its own."""
+
+    @staticmethod
+    def __new__(cls, x):
+        return torch.Tensor._make_subclass(cls, x)
+
+
+def test_outputs_that_numpy_cannot_read_stop_nothing():
+    model, x = Nasty(), batch()
+    rows = seen(model, [x])
+    assert list(rows) == ["fc", "hardtanh_()" if "hardtanh_()" in rows else "hardtanh()", "negative"]
+    assert rows["negative"]["mean"] == pytest.approx(-model(x)[1].double().mean().item())
+
+
+def test_a_hardtanh_of_a_class_of_its_own_is_measured_once():
+    class Clipped(torch.nn.Hardtanh):
+        pass
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), Clipped(0, 1), torch.nn.Linear(4, 2))
+    assert list(seen(model, [batch()])) == ["0", "1", "2"]
