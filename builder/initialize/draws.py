@@ -138,8 +138,10 @@ def _uniform(a: float, b: float, shape: Sequence[int]) -> Fill:
             return
         values = part.view(-1).numpy()
         numpy_generator(generator).random(out=values, dtype=np.float32)
-        np.add(np.multiply(values, np.float32(b - a), out=values), np.float32(a), out=values)
-        np.minimum(values, np.float32(b), out=values)  # beyond which the sum may round
+        low, high, width = np.float32(a), np.float32(b), np.float32(b - a)
+        np.add(np.multiply(values, width, out=values), low, out=values)
+        if np.float32(1 - 2**-24) * width + low > high:  # the greatest value rounds beyond the bound
+            np.minimum(values, high, out=values)
 
     return Fill(_in_float32(draw))
 
