@@ -13,8 +13,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_type_hints
 
@@ -42,7 +40,7 @@ from builder.report.write import write_report
 from builder.resume import check_tensors, read_checkpoint
 from builder.stats.callback import ParameterStatistics
 from builder.stats.guards import NonFiniteGuard, VerdictsFile
-from builder.stats.settings import check_outputs, parameters_of, selector
+from builder.stats.settings import IN_CONFIG, check_outputs, faults, parameters_of, selector
 from builder.table import as_data, parameters, render_table
 from builder.task import Task
 
@@ -198,17 +196,14 @@ def _callbacks(config: DictConfig, directory: Path) -> list[pl.Callback]:
         found.append(LearningRateMonitor())
     if config.early_stopping.patience is not None:
         found.append(EarlyStopping(config.monitor, mode=config.mode, patience=config.early_stopping.patience))
-    enabled, watch, guard = _watchers(config, directory)
-    found += [watch, guard, VerdictsFile(directory)] if enabled else [guard]  # the guard reads what the watch counted
+    stats = _plain(config.stats, "stats")
+    enabled, action = stats.pop("enabled", False), stats.pop("on_nonfinite", "stop")
+    guard = NonFiniteGuard(action, stats.get("every_n_steps", 50))
+    if enabled:  # the guard reads what the watch counted
+        found += [ParameterStatistics(**stats, directory=directory), guard, VerdictsFile(directory)]
+    else:
+        found.append(guard)
     return found + [instantiated(node, f"callbacks.{name}", pl.Callback) for name, node in config.callbacks.items()]
-
-
-def _watchers(config: DictConfig, directory: Path) -> tuple[bool, ParameterStatistics, NonFiniteGuard]:
-    """Whether statistics are on, what records them, and what stops at a number that is none."""
-    given = _plain(config.stats, "stats")
-    enabled, action = given.pop("enabled", False), given.pop("on_nonfinite", "stop")
-    every = given.get("every_n_steps", 50)
-    return enabled, ParameterStatistics(**given, directory=directory), NonFiniteGuard(action, every)
 
 
 def _fit(trainer: pl.Trainer, lit: LitModule, data: pl.LightningDataModule, checkpoint: str | None) -> float:
@@ -309,23 +304,13 @@ def _check_stats(config: DictConfig) -> list[Problem]:
     """What is wrong with the settings of statistics, on or off."""
     if not isinstance(config.stats, DictConfig):
         return [Problem("stats", f"got {config.stats!r}", "choose stats=default or stats=none")]
-    known = {"enabled", "on_nonfinite", *signature(ParameterStatistics).parameters} - {"directory", "stacked"}
-    problems = [
-        Problem(f"stats.{key}", "unknown key", did_you_mean(key, known, most=20))
+    unknown = [
+        Problem(f"stats.{key}", "unknown key", did_you_mean(key, IN_CONFIG, most=20))
         for key in map(str, config.stats)
-        if key not in known
+        if key not in IN_CONFIG
     ]
-    enabled = config.stats.get("enabled", False)
-    if not isinstance(enabled, bool):
-        problems.append(Problem("stats.enabled", f"must be true or false, given {enabled!r}"))
-    given = {key: value for key, value in _plain(config.stats, "stats").items() if key in known - {"enabled"}}
-    action, every = given.pop("on_nonfinite", "stop"), given.get("every_n_steps", 50)
-    for make in (partial(ParameterStatistics, **given), partial(NonFiniteGuard, action, every)):
-        try:
-            make()
-        except BuilderError as err:
-            problems += err.problems
-    return problems
+    given = _plain(config.stats, "stats")
+    return unknown + faults(**{key: value for key, value in given.items() if key in IN_CONFIG})
 
 
 def _check_trainer(settings: Mapping[str, Any]) -> list[Problem]:

@@ -39,7 +39,7 @@ from builder.stats.outputs import OutputWatch
 from builder.stats.parts import alone, gather_all
 from builder.stats.record import Recorder, Slower
 from builder.stats.recorders import Recorders
-from builder.stats.settings import check_outputs, parameters_of, problems, selector
+from builder.stats.settings import check_outputs, faults, parameters_of, selector
 from builder.stats.store import Store
 
 _log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class ParameterStatistics(pl.Callback):
     ) -> None:
         raise_all(
             "statistics",
-            problems(
+            faults(
                 every_n_steps=every_n_steps,
                 flush_every=flush_every,
                 select=select,

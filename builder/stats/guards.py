@@ -21,17 +21,15 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from builder.errors import BuilderError, Problem, did_you_mean, raise_all
+from builder.errors import BuilderError, Problem, raise_all
 from builder.initialize.shards import is_shard
 from builder.stats.callback import ParameterStatistics
-from builder.stats.settings import problems
+from builder.stats.settings import faults
 from builder.stats.store import read_outputs, read_stats
-from builder.stats.verdicts import verdicts
+from builder.stats.verdicts import listed, verdicts
 from builder.whole import write_text
 
-ACTIONS = ("stop", "warn", "ignore")
 VERDICTS = "verdicts.json"
-_MOST = 4  # names in a message
 
 
 class NonFiniteGuard(pl.Callback):
@@ -49,11 +47,7 @@ class NonFiniteGuard(pl.Callback):
     """
 
     def __init__(self, action: str = "stop", every_n_steps: int = 50) -> None:
-        found = problems(every_n_steps=every_n_steps)
-        if action not in ACTIONS:
-            hint = did_you_mean(action, ACTIONS)
-            found.append(Problem("stats.on_nonfinite", f"unknown action {action!r}", hint))
-        raise_all("statistics", found)
+        raise_all("statistics", faults(on_nonfinite=action, every_n_steps=every_n_steps))
         self._action = action
         self._every = every_n_steps
         self._finite: torch.Tensor | None = None
@@ -134,8 +128,7 @@ class NonFiniteGuard(pl.Callback):
     ) -> None:
         step = trainer.global_step + 1 if step is None else step
         named = [f"{name} ({count} values)" for name, count in counts.items()]
-        shown = ", ".join(named[:_MOST]) + (f" and {len(named) - _MOST} more" if len(named) > _MOST else "")
-        cause = f"not finite: {shown}" if named else otherwise
+        cause = f"not finite: {listed(named)}" if named else otherwise
         problem = Problem(address, f"{what} at step {step}; {cause}", _remedy(trainer))
         if self._action == "stop":
             raise BuilderError("training", [problem])

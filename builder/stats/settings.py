@@ -18,6 +18,8 @@ from builder.stats.outputs import ACTIVATIONS
 from builder.stats.record import chosen_parameters
 from builder.stats.verdicts import listed
 
+ACTIONS = ("stop", "warn", "ignore")
+
 
 def parameters_of(model: nn.Module, select: Selector) -> dict[str, nn.Parameter]:
     """The parameters that statistics are of.
@@ -70,8 +72,8 @@ def selector(select: Mapping[str, Any] | None) -> Selector:
     return Selector.model_validate({key: value for key, value in plain.items() if value not in (None, [], ())})
 
 
-def problems(**given: object) -> list[Problem]:
-    """What is wrong with settings, by their names in `builder.stats.callback.ParameterStatistics`."""
+def faults(**given: object) -> list[Problem]:
+    """What is wrong with settings, by their names in a config or in `builder.stats.callback.ParameterStatistics`."""
     return [problem for name, value in given.items() for problem in _CHECKS[name](f"stats.{name}", value)]
 
 
@@ -139,7 +141,13 @@ def _measures(address: str, measures: object) -> list[Problem]:
     ]
 
 
+def _action(address: str, action: object) -> list[Problem]:
+    return [] if action in ACTIONS else [Problem(address, f"unknown action {action!r}", did_you_mean(action, ACTIONS))]
+
+
 _CHECKS: dict[str, Callable[[str, Any], list[Problem]]] = {
+    "enabled": _bool,
+    "on_nonfinite": _action,
     "every_n_steps": _whole_number,
     "flush_every": _whole_number,
     "select": _selector,
@@ -153,3 +161,4 @@ _CHECKS: dict[str, Callable[[str, Any], list[Problem]]] = {
     "max_overhead": _share,
     "stacked": _bool,
 }
+IN_CONFIG = _CHECKS.keys() - {"directory", "stacked"}  # those come with the run

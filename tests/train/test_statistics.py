@@ -185,37 +185,38 @@ def test_a_logged_step_makes_exactly_one_transfer(tmp_path, monkeypatch):
     assert len(transfers) == 6
 
 
+class Twice(Lit):
+    """Two optimizer steps a batch.
+
+    Attributes:
+        moves: Rms of the update of `fc1.weight` in each step.
+    """
+
+    automatic_optimization = False
+
+    def __init__(self):
+        super().__init__()
+        self.moves = []
+
+    def training_step(self, batch, index):
+        for _ in range(2):
+            self.optimizers().zero_grad()
+            self.manual_backward(super().training_step(batch, index))
+            before = self.model.fc1.weight.detach().double()
+            self.optimizers().step()
+            self.moves.append((self.model.fc1.weight.detach().double() - before).square().mean().sqrt().item())
+
+
 def test_manual_optimization_logs_each_of_a_batchs_steps(tmp_path):
-    class Twice(Lit):
-        automatic_optimization = False
-
-        def training_step(self, batch, index):
-            for _ in range(2):
-                self.optimizers().zero_grad()
-                self.manual_backward(super().training_step(batch, index))
-                before = self.model.fc1.weight.detach().double()
-                self.optimizers().step()
-                moves.append((self.model.fc1.weight.detach().double() - before).square().mean().sqrt().item())
-
-    moves = []
     module = Twice()
     fit(tmp_path, module, [ParameterStatistics(max_overhead=None, every_n_steps=3)], max_steps=12)
     assert steps(tmp_path) == [3, 6, 9, 12]
     rows = read_stats(tmp_path).filter(name="fc1.weight")
     assert rows["gradient_rms"].to_list() == pytest.approx(module.gradients[2::3])
-    assert rows["update_rms"].to_list() == pytest.approx(moves[2::3])
+    assert rows["update_rms"].to_list() == pytest.approx(module.moves[2::3])
 
 
 def test_outputs_of_the_second_step_of_a_batch_are_those_of_its_forward(tmp_path):
-    class Twice(Lit):
-        automatic_optimization = False
-
-        def training_step(self, batch, index):
-            for _ in range(2):
-                self.optimizers().zero_grad()
-                self.manual_backward(super().training_step(batch, index))
-                self.optimizers().step()
-
     module = Twice()
     given = []
     module.model.fc2.register_forward_hook(lambda layer, inputs, output: given.append(output.detach().mean().item()))
@@ -279,13 +280,7 @@ class InTurn(Gan):
 
 
 def test_parameters_whose_optimizer_never_steps_in_a_logged_batch_have_their_weights_recorded(tmp_path):
-    module = InTurn()
-    trainer = pl.Trainer(
-        accelerator="cpu", max_steps=12, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[ParameterStatistics(every_n_steps=2)],
-    )  # fmt: skip
-    data = TensorDataset(torch.randn(48, 8))
-    trainer.fit(module, DataLoader(data, batch_size=4))
+    fit(tmp_path, InTurn(), [ParameterStatistics(every_n_steps=2)], max_steps=12)
     rows = read_stats(tmp_path)
     assert set(rows["name"]) == set(GAN_NAMES)
     make, judge = (rows.filter(rows["name"] == f"{name}.weight") for name in ("make", "judge"))

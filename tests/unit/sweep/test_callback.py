@@ -26,19 +26,21 @@ def config_of(sweep):
     return OmegaConf.create({"monitor": "val/loss", "mode": "min", "hydra": {"sweep": {"dir": str(sweep)}}})
 
 
+def write_run(sweep, overrides, metrics):
+    (sweep / "0").mkdir()
+    result = {"overrides": overrides, "status": "ok", "error": None, "metrics": metrics, "seconds": 1.0}
+    (sweep / "0" / "result.json").write_text(json.dumps(result))
+
+
 def test_multirun_ends_with_a_table_and_two_files(tmp_path, capsys):
-    (tmp_path / "0").mkdir()
-    result = {"overrides": ["lr=1"], "status": "ok", "error": None, "metrics": {"test/loss": 0.25}, "seconds": 1.0}
-    (tmp_path / "0" / "result.json").write_text(json.dumps(result))
+    write_run(tmp_path, ["lr=1"], {"test/loss": 0.25})
     ResultsTable().on_multirun_end(config_of(tmp_path))
     assert "0.2500" in capsys.readouterr().out
     assert {file.name for file in tmp_path.glob("*.csv")} == {"results.csv", "runs.csv"}
 
 
 def test_report_ranks_by_the_metric_that_the_table_ranks_by(tmp_path):
-    (tmp_path / "0").mkdir()
-    result = {"overrides": [], "status": "ok", "error": None, "metrics": {"val/f1": 0.5}, "seconds": 1.0}
-    (tmp_path / "0" / "result.json").write_text(json.dumps(result))
+    write_run(tmp_path, [], {"val/f1": 0.5})
     ResultsTable(metric="val/f1", mode="max").on_multirun_end(config_of(tmp_path))
     assert "Best mean of val/f1 first (max)" in (tmp_path / "report.html").read_text()
 
