@@ -78,7 +78,7 @@ class Start:
         found: dict[str, list[Tensor]] = {name: [] for name in names}
         copied = [name for name in found if name in self._copies]
         now = [own_part(self._parameters[name], self._rank) for name in copied]
-        then = [self._copies[name].to(part.device) for name, part in zip(copied, now, strict=True)]
+        then = [self._copies[name].to(part.device, non_blocking=True) for name, part in zip(copied, now, strict=True)]
         sums = torch.split(start_sums(now, then, stacked=self._stacked), [self._members(part) for part in now])
         for name, row in zip(copied, sums, strict=True):
             found[name].append(row)
@@ -111,10 +111,9 @@ class Start:
         return start_sums([nothing], [nothing], stacked=self._stacked)
 
     def _drawn_sums(self, block: Sequence[Part]) -> Tensor:
-        then = self._drawn(block)
-        return start_sums(
-            [part for _, _, part in block], [values.to(part) for (_, _, part), values in zip(block, then, strict=True)]
-        )
+        now = [part for _, _, part in block]
+        then = [values.to(part, non_blocking=True) for values, part in zip(self._drawn(block), now, strict=True)]
+        return start_sums(now, then)
 
     def _drawn(self, block: Sequence[Part]) -> list[Tensor]:
         """Initial values; of a parameter that can no longer be drawn its own, and it counts as missing from now on."""

@@ -16,7 +16,7 @@ def start_vector(name: str, matrix: Tensor) -> Tensor:
     """A random unit vector to iterate from, of the length of a matrix's rows; its generator is its own."""
     drawn = torch.randn(_matrix(matrix).shape[1], generator=generator(0, name), dtype=torch.float32)
     unit: Tensor = drawn / drawn.norm()
-    return unit.to(matrix.device)
+    return unit.to(matrix.device, non_blocking=True)
 
 
 def spectral_norm(matrix: Tensor, vector: Tensor, rounds: int) -> Tensor:

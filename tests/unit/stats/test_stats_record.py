@@ -145,9 +145,10 @@ def watched_on(device):
     module(torch.ones(5, 3, device=device))
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
-    start = Start(dict(module.named_parameters()), refuse) if device != "meta" else None
+    named = dict(module.named_parameters())
+    start = Start(named, lambda parts: [torch.zeros(named[name].shape) for name, _ in parts], resumed=named)
     slower = Slower(start, spectral_norm=True)
-    return module, Recorder(dict(module.named_parameters()), slower=slower, outputs=outputs)
+    return module, Recorder(named, slower=slower, outputs=outputs)
 
 
 def refuse(parts):
@@ -169,6 +170,7 @@ def test_a_logged_step_makes_one_transfer_and_waits_for_nothing_else(monkeypatch
     recorded = recorder.after_step(1, epoch=0, more=True, clips=True, clock=(0.1, 0.2))
     assert len(transfers) == 1
     assert recorded.parameters["update_rms"] == [1.0] * 4 and recorded.outputs["layer"] == ["0", "1", "2"]
+    assert recorded.parameters["distance"] == [1.0] * 4
 
 
 @pytest.mark.gpu
@@ -180,11 +182,10 @@ def test_cuda_waits_in_the_transfer_alone(monkeypatch):
 
     monkeypatch.setattr(record, "_to_host", transfer)
     _, recorder = watched_on("cuda")
-    recorder._slower = Slower()
     torch.cuda.set_sync_debug_mode("error")
     try:
         recorder.before_step()
-        columns = recorder.after_step(1, epoch=0, clips=True).parameters
+        columns = recorder.after_step(1, epoch=0, more=True, clips=True).parameters
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert columns["update_rms"] == [0.0, 0.0, None, 0.0]
