@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from builder.errors import BuilderError, Problem, at, did_you_mean, raise_all
 from builder.help import CONF, ROOT
@@ -201,9 +201,10 @@ def in_our_words(err: HydraException) -> BuilderError:
 def unresolved(err: OmegaConfBaseException, address: str = "config") -> BuilderError:
     """An interpolation that OmegaConf cannot resolve, or a value that is missing, as a `BuilderError`."""
     address = str(getattr(err, "full_key", "") or address)
-    return BuilderError(
-        "config", [Problem(address, str(err).splitlines()[0], "mend the interpolation, or give the value")]
-    )
+    what, hint = str(err).splitlines()[0], "mend the interpolation, or give the value"
+    if isinstance(err, ConfigAttributeError | ConfigKeyError):
+        what, hint = "is missing", f"leave it in{f'; {address}=none is without' if 'none' in _choices(address) else ''}"
+    return BuilderError("config", [Problem(address, what, hint)])
 
 
 def _key_hint(key: str) -> str:

@@ -197,7 +197,7 @@ def _callbacks(config: DictConfig, directory: Path) -> list[pl.Callback]:
     if config.early_stopping.patience is not None:
         found.append(EarlyStopping(config.monitor, mode=config.mode, patience=config.early_stopping.patience))
     stats = _plain(config.stats, "stats")
-    enabled, action = stats.pop("enabled", False), stats.pop("on_nonfinite", "stop")
+    enabled, action = stats.pop("enabled"), stats.pop("on_nonfinite", "stop")
     guard = NonFiniteGuard(action, stats.get("every_n_steps", 50))
     if enabled:  # the guard reads what the watch counted
         found += [ParameterStatistics(**stats, directory=directory), guard, VerdictsFile(directory)]
@@ -309,7 +309,7 @@ def _check_stats(config: DictConfig) -> list[Problem]:
         for key in map(str, config.stats)
         if key not in IN_CONFIG
     ]
-    given = _plain(config.stats, "stats")
+    given = {"enabled": None, **_plain(config.stats, "stats")}
     return unknown + faults(**{key: value for key, value in given.items() if key in IN_CONFIG})
 
 
@@ -333,7 +333,7 @@ def _check_trainer(settings: Mapping[str, Any]) -> list[Problem]:
 def _check_statistics(config: DictConfig, lit: LitModule) -> None:
     """Refuses rules of statistics that choose nothing; Lightning would start its loggers before they are read."""
     stats = _plain(config.stats, "stats")
-    if not stats.get("enabled"):
+    if not stats["enabled"]:
         return
     problems: list[Problem] = []
     for check in (

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -233,18 +233,19 @@ def _everywhere(trainer: pl.Trainer, holds: bool) -> bool:
 
 def _remedy(trainer: pl.Trainer) -> str:
     kept = [str(getattr(callback, "best_model_path", "")) for callback in trainer.checkpoint_callbacks]
-    kept = [path for path in kept if path and _is_finite(path)]
+    learned = {name for name, p in trainer.lightning_module.named_parameters() if p.requires_grad}
+    kept = [path for path in kept if path and _is_finite(path, learned)]
     back = f"the last good checkpoint is {kept[-1]}\n" if kept else ""
     return f"{back}try a smaller optimizer.lr, trainer.gradient_clip_val=1.0, or another init; stats.on_nonfinite=warn"
 
 
-def _is_finite(path: str) -> bool:
-    """Whether a checkpoint can be read and its weights are finite."""
+def _is_finite(path: str, names: Collection[str]) -> bool:
+    """Whether a checkpoint can be read and such of its tensors are finite; a mask may be infinite on purpose."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except Exception:  # a folder of shards, or what another process is writing
         return False
-    return not _counts({name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)})
+    return not _counts({name: tensor for name, tensor in state.items() if name in names})
 
 
 def in_json(value: Any) -> Any:

@@ -28,7 +28,9 @@ PARAMETER = "+model.layers.w={kind:Parameter,shape:[10]}"
             ["data.seed=${nope}"], "data.seed (override", "Interpolation key 'nope' not found", "give the value",
             id="unresolved interpolation",
         ),
-        pytest.param(["~callbacks"], "callbacks (override", "not in struct", "give the value", id="a section taken out"),
+        pytest.param(["~callbacks"], "callbacks (override", "is missing", "leave it in", id="a section taken out"),
+        pytest.param(["~stats"], "stats (override", "is missing", "stats=none is without", id="a group taken out"),
+        pytest.param(["~stats.enabled"], "stats.enabled (override", "given None", "true or false", id="whether statistics are on"),
         # The model
         pytest.param(
             ["+model.layer={}"], "layer (override +model.layer={}):", "unknown key 'layer'", "did you mean 'layers'?",

@@ -1,6 +1,7 @@
 """The guard against numbers that are none: which step it stops at, what it names, and what it leaves."""
 
 import json
+import math
 import types
 
 import pytest
@@ -158,7 +159,11 @@ def test_a_gradient_that_statistics_count_is_acted_on_but_not_a_loss_scalers(tmp
     with pytest.raises(BuilderError, match=r"fc\.weight: is not finite after its update at step 5; "):
         fit(module, watch, NonFiniteGuard("stop", 5))
     trainer = types.SimpleNamespace(
-        callbacks=[watch], precision_plugin=types.SimpleNamespace(scaler=None), global_step=5, checkpoint_callbacks=[]
+        callbacks=[watch],
+        precision_plugin=types.SimpleNamespace(scaler=None),
+        global_step=5,
+        checkpoint_callbacks=[],
+        lightning_module=module,
     )
     watch.nonfinite = (5, {}, {"fc.weight": 8})
     with pytest.raises(BuilderError, match=r"fc\.weight: had a gradient that is not finite at step 5; .* \(8 values\)"):
@@ -225,13 +230,17 @@ def test_run_without_a_logged_step_is_not_judged(tmp_path):
 
 
 def test_a_checkpoint_that_is_not_finite_is_not_recommended(tmp_path):
+    module = Net()
+    module.model.register_buffer("mask", torch.full((2,), -math.inf))
     good, bad = tmp_path / "good.ckpt", tmp_path / "bad.ckpt"
-    for file, value in ((good, 1.0), (bad, float("nan"))):
-        torch.save({"state_dict": {"w": torch.full((2,), value)}}, file)
+    torch.save({"state_dict": module.state_dict()}, good)
+    module.model.fc.weight.data[0, 0] = math.nan
+    torch.save({"state_dict": module.state_dict()}, bad)
     callbacks = [types.SimpleNamespace(best_model_path=str(file)) for file in (good, bad, tmp_path / "none.ckpt")]
-    said = guards._remedy(types.SimpleNamespace(checkpoint_callbacks=callbacks))
-    assert f"the last good checkpoint is {good}\n" in said
-    assert "checkpoint" not in guards._remedy(types.SimpleNamespace(checkpoint_callbacks=callbacks[1:]))
+    trainer = types.SimpleNamespace(checkpoint_callbacks=callbacks, lightning_module=module)
+    assert f"the last good checkpoint is {good}\n" in guards._remedy(trainer)
+    trainer.checkpoint_callbacks = callbacks[1:]
+    assert "checkpoint" not in guards._remedy(trainer)
 
 
 @pytest.mark.filterwarnings("ignore:.*")
@@ -240,7 +249,11 @@ def test_a_step_that_a_loss_scaler_will_skip_stops_nothing():
     module = Net(nan_gradient)
     guard = NonFiniteGuard("stop", 1)
     trainer = types.SimpleNamespace(
-        precision_plugin=types.SimpleNamespace(scaler=scaler), global_step=0, world_size=1, checkpoint_callbacks=[]
+        precision_plugin=types.SimpleNamespace(scaler=scaler),
+        global_step=0,
+        world_size=1,
+        checkpoint_callbacks=[],
+        lightning_module=module,
     )
     module.model.fc.weight.grad = torch.full((2, 4), float("nan"))
     guard.on_before_optimizer_step(trainer, module, None)
