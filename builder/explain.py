@@ -17,7 +17,6 @@ from torch.nn.init import calculate_gain
 from builder.build import Proof, materialise
 from builder.errors import BuilderError, Problem, did_you_mean
 from builder.groups import Group
-from builder.initialize.dispatch import padding_row
 from builder.initialize.draws import basic, default_policy, fans
 from builder.initialize.fill import initial_values
 from builder.initialize.plan import RESET, Decision
@@ -75,8 +74,9 @@ def explain(proof: Proof, name: str, *, seed: int = 0, rng: str = "keyed") -> Ex
     entry, decision = entries[owner], proof.decisions[owner]
     values = _values(proof, owner, seed, rng)
     theory = parameter_theory(proof, entry)
-    row = padding_row(entry, decision, proof.meta)
-    drawn = values if row is None else torch.cat([values[:row], values[row + 1 :]])
+    drawn = values
+    if decision.padding:
+        drawn = values[[row for row in range(len(values)) if row not in decision.padding]]
     return Explanation(
         row=table[name],
         declared=_placed(proof, entries[name].instance.address),

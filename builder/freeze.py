@@ -197,6 +197,9 @@ def _held_by(
     if rule.eval and not paths and not problems:
         what = "holds no module: what it matches are raw Parameters"
         problems.append(Problem(f"{address}.eval", what, "leave eval out, or match the modules: backbone.*"))
+    if paths and not owned and not problems and not any(map(_may_differ, map(module.get_submodule, paths))):
+        what = "changes nothing: what it matches is alike in train and eval mode, and no parameter"
+        problems.append(Problem(f"{address}.eval", what, f"to freeze its parameters, match them: {paths[0]}.*"))
     rows, wrong = _rows(address, rule, args)
     problems += wrong
     for entry in owned:
@@ -297,6 +300,17 @@ def held_modules(rule: FreezeRule, owned: Sequence[Entry], module: nn.Module) ->
     chosen = {path for path, kind in paths.items() if _covers(rule, path, kind) or _is_within(path, layers)}
     left = {prefix for path in paths.keys() - chosen for prefix in _prefixes(path)}
     return [path for path in paths if path in chosen and path not in left]
+
+
+def _may_differ(module: nn.Module) -> bool:
+    """Whether a module may do in train mode what it does not in eval mode."""
+    return type(module).__module__.partition(".")[0] != "torch" or not isinstance(module, _ALIKE)
+
+
+_ALIKE = (
+    nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm,
+    nn.GroupNorm, nn.PReLU,
+)  # fmt: skip
 
 
 def _covers(rule: FreezeRule, path: str, kind: str) -> bool:

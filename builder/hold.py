@@ -40,7 +40,8 @@ def hold_frozen(model: nn.Module, optimizer: torch.optim.Optimizer) -> Holding:
         optimizer: Over its parameters; one that thaws later has to be among them.
 
     Raises:
-        BuilderError: A parameter that thaws later is not in the optimizer; the optimizer is LBFGS, whose state is not
+        BuilderError: Everything is frozen, and the optimizer has no parameters but the model's; a parameter that thaws
+            later is not in the optimizer; the optimizer is LBFGS, whose state is not
             kept by parameter, and something is frozen for a time; or what is frozen in part or for a time is sharded.
     """
     plan = proof_of(model).freeze
@@ -78,6 +79,8 @@ class Holding:
         }
         self._times = plan.times("epoch"), plan.times("step")
         self.is_scheduled = any(self._times)
+        own = set(map(id, model.parameters()))
+        self._is_alone = all(id(p) in own for group in optimizer.param_groups for p in group["params"])
         self._phase: tuple[int, int] | None = None
         self._switched: tuple[int, int] | None = None  # the last switch, where the optimizer's state does not tell
         self._spans: dict[str, Spans] = {}
@@ -95,7 +98,7 @@ class Holding:
             step: Optimizer steps taken before.
 
         Raises:
-            BuilderError: Everything is frozen then.
+            BuilderError: Everything is frozen then, and the optimizer has no parameters but the model's.
         """
         phase = bisect_right(self._times[0], epoch), bisect_right(self._times[1], step)
         if phase != self._phase:
@@ -120,7 +123,7 @@ class Holding:
     # ---- switches ----
 
     def _switch(self, epoch: int, step: int) -> None:
-        if self.is_scheduled and is_idle(self._plan, epoch, step):
+        if self._is_alone and is_idle(self._plan, epoch, step):
             raise_all("freeze", [idle_problem(self._plan, epoch, step)])
         before = self._optimizer.param_groups[0].get(SWITCHED, self._switched)
         for name, parameter in self._parameters.items():

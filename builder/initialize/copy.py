@@ -32,6 +32,12 @@ def check_copies(decisions: Mapping[str, Decision], entries: Mapping[str, Entry]
     return problems
 
 
+def copies_to(name: str, decisions: Mapping[str, Decision]) -> int:
+    """How many copies, one of another, lead from the values that are drawn to those of a parameter."""
+    decision = decisions[name]
+    return 1 + copies_to(str(decision.arguments["of"]), decisions) if decision.policy == "copy" else 0
+
+
 def _compare(
     copy: Entry, source: Entry, transpose: bool, dtypes: tuple[torch.dtype, torch.dtype], address: str
 ) -> list[Problem]:

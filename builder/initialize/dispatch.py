@@ -69,7 +69,7 @@ def _copy(
         else:
             fill, stream = fill_for(source, plan, parameters, module, seed)
             values = torch.empty(source.shape, dtype=module.get_parameter(source.name).dtype)
-            fill_range(values, keeping_padding(fill, source, plan, module), seed, stream, source.shape)
+            fill_range(values, keeping_padding(fill, source, plan[source.name]), seed, stream, source.shape)
         tensor.copy_(values.T if decision.arguments.get("transpose") else values)
 
     return Fill(draw, whole=True)
@@ -86,7 +86,7 @@ def _pretrained(
         return over
     alone = {**plan, entry.name: below}
     drawn, stream = fill_for(entry, alone, parameters, module, seed)
-    under = keeping_padding(drawn, entry, alone, module)
+    under = keeping_padding(drawn, entry, below)
 
     def draw(part: torch.Tensor, generator: torch.Generator | None, start: int) -> None:
         if over.whole and not under.whole and seed is not None:  # in chunks, as it would be drawn alone
@@ -104,17 +104,9 @@ def is_drawn_by_source(entry: Entry, decision: Decision) -> bool:
     return decision.policy == "default" or (inline and not is_own(decision.policy))
 
 
-def keeping_padding(fill: Fill, entry: Entry, plan: Mapping[str, Decision], module: nn.Module) -> Fill:
-    """The fill of a parameter with the row of a `padding_idx` kept at zero, unless its policy names its own values."""
-    row = padding_row(entry, plan[entry.name], module)
-    if row is None:
-        return fill
+def keeping_padding(fill: Fill, entry: Entry, decision: Decision) -> Fill:
+    """The fill of a parameter with its padding rows kept at zero."""
     width = prod(entry.shape[1:])
-    return zeroed(fill, row * width, (row + 1) * width)
-
-
-def padding_row(entry: Entry, decision: Decision, module: nn.Module) -> int | None:
-    """The row of a parameter that is kept at zero, if its layer has a `padding_idx` and its policy no values for it."""
-    owner = module.get_submodule(entry.owner)
-    row = owner.padding_idx if isinstance(owner, nn.Embedding | nn.EmbeddingBag) else None
-    return None if row is None or decision.policy in ("values", "empty", "pretrained") else int(row)
+    for row in decision.padding:
+        fill = zeroed(fill, row * width, (row + 1) * width)
+    return fill

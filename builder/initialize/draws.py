@@ -143,7 +143,7 @@ def _uniform(a: float, b: float, shape: Sequence[int]) -> Fill:
         if np.float32(1 - 2**-24) * width + low > high:  # the greatest value rounds beyond the bound
             np.minimum(values, high, out=values)
 
-    return Fill(_in_float32(draw))
+    return Fill(_in_float32(draw, a, b))
 
 
 def _normal(mean: float, std: float, shape: Sequence[int]) -> Fill:
@@ -161,10 +161,11 @@ def _normal(mean: float, std: float, shape: Sequence[int]) -> Fill:
     return Fill(draw)
 
 
-def _in_float32(draw: Draw) -> Draw:
+def _in_float32(draw: Draw, low: float = -math.inf, high: float = math.inf) -> Draw:
     """Half precision by way of float32, for torch has no such draw, or a biased one (the mean of a bfloat16 uniform).
 
-    Not from the global generator, of which torch's own bits are asked.
+    What rounds beyond a bound becomes the nearest value within. Not from the global generator, of which torch's own
+    bits are asked.
     """
 
     def through(part: torch.Tensor, generator: torch.Generator | None, start: int) -> None:
@@ -173,9 +174,18 @@ def _in_float32(draw: Draw) -> Draw:
             return
         drawn = torch.empty(part.shape, dtype=torch.float32)
         draw(drawn, generator, start)
-        part.copy_(drawn)
+        part.copy_(drawn).clamp_(*_within(low, high, part.dtype))
 
     return through
+
+
+def _within(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
+    """The least and the greatest value of a type within bounds; the bounds themselves where there is none."""
+    ends = torch.tensor([low, high], dtype=dtype)
+    inner = torch.nextafter(ends, ends.flip(0)).tolist()
+    least, greatest = ends.tolist()
+    least, greatest = least if least >= low else inner[0], greatest if greatest <= high else inner[1]
+    return (least, greatest) if least <= greatest else (low, high)
 
 
 # ---- truncated normal ----------------------------------------------------------------------------------------------
@@ -195,7 +205,7 @@ def _trunc_normal(mean: float, std: float, a: float, b: float, shape: Sequence[i
         else:
             part.copy_(_tail(part.numel(), generator, mean, std, a, b))
 
-    return Fill(_in_float32(draw))
+    return Fill(_in_float32(draw, a, b))
 
 
 def _mass(low: float, high: float) -> float:

@@ -101,6 +101,8 @@ def _check_elementwise(tree: ast.expr, draws: Mapping[str, Any]) -> None:
             if name not in ELEMENTWISE | _NUMBERS:
                 hint = did_you_mean(name, ELEMENTWISE, most=20)
                 raise LanguageError(f"{name} is not a function of each value alone", node.lineno, hint)
+        if isinstance(node, ast.MatMult):
+            raise LanguageError("@ is not of each value alone", hint=_ONE_EACH)
         if isinstance(node, ast.Subscript) or (isinstance(node, ast.Call) and ast.unparse(node.func) == "len"):
             whole = node.value if isinstance(node, ast.Subscript) else node
             if any(name in draws or _INDEX.fullmatch(name) for name in names_read(whole)):
@@ -143,6 +145,22 @@ def expression_fill(
             raise BuilderError("init", [Problem(rule, what, "keep logarithms, roots and quotients in range")])
 
     return Fill(draw)
+
+
+def constant_value(arguments: Mapping[str, Any], dtype: torch.dtype) -> float | None:
+    """The one value that an expression gives a whole parameter; None where it reads draws or indices, or is wrong."""
+    scope = arguments["args"]
+    try:
+        tree = parse_expression(arguments["value"])
+        read = names_read(tree)
+        if any(
+            name in (arguments.get("draws") or {}) or (_INDEX.fullmatch(name) and name not in scope) for name in read
+        ):
+            return None
+        found = _compute(tree, arguments, scope, torch.empty(1, dtype=dtype), None, 0, (1,))
+        return float(found.to(dtype)) if found.ndim == 0 else None
+    except Exception:  # said of the rule itself
+        return None
 
 
 def _compute(

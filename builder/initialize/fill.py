@@ -18,6 +18,7 @@ from torch import nn
 from builder.buffers import restore_buffers
 from builder.errors import BuilderError, Problem, did_you_mean
 from builder.initialize.chunks import Piece, fill_pieces
+from builder.initialize.copy import copies_to
 from builder.initialize.dispatch import fill_for, is_drawn_by_source, keeping_padding
 from builder.initialize.draws import Fill
 from builder.initialize.lsuv import refuse_without_batch
@@ -118,7 +119,7 @@ def planned_fill(
 ) -> tuple[Fill, str]:
     """What fills a parameter, its padding row included, and the name whose stream it draws from."""
     fill, stream = fill_for(entry, plan, parameters, module, seed)
-    return keeping_padding(fill, entry, plan, module), stream
+    return keeping_padding(fill, entry, plan[entry.name]), stream
 
 
 def _decided(plan: Mapping[str, Decision], parameters: Sequence[Entry]) -> list[Entry]:
@@ -126,21 +127,36 @@ def _decided(plan: Mapping[str, Decision], parameters: Sequence[Entry]) -> list[
 
 
 def _draw_in_order(module: nn.Module, plan: Mapping[str, Decision], parameters: Sequence[Entry]) -> None:
-    """Draws what the rules decide from torch's global generator; the rest has its values from the generated source."""
+    """Draws what the rules decide from torch's global generator; the rest has its values from the generated source.
+
+    Copies come last, each after what it copies; they draw nothing.
+    """
     by_name = {entry.name: entry for entry in parameters}
-    for entry in _decided(plan, parameters):
+    for entry in sorted(_decided(plan, parameters), key=lambda entry: copies_to(entry.name, plan)):
+        values = module.get_parameter(entry.name).detach()
         if not is_drawn_by_source(entry, plan[entry.name]):
             fill, _ = planned_fill(entry, plan, by_name, module, None)
-            with torch.no_grad():
-                fill.draw(module.get_parameter(entry.name).detach(), None, 0)
+            fill.draw(values, None, 0)
+        for row in plan[entry.name].padding:
+            values[row] = 0
 
 
 def _reset_unknown(module: nn.Module, plan: Mapping[str, Decision], parameters: Sequence[Entry], seed: int) -> None:
-    """Runs a class's own `reset_parameters` under a generator that starts from the layer's name."""
+    """Runs a class's own `reset_parameters` under a generator that starts from the layer's name.
+
+    What of the layer is tied to another one's parameter stays as that layer has left it.
+    """
     reset = [entry for entry in parameters if entry.name in plan and plan[entry.name].policy == RESET]
     for path in sorted({entry.owner for entry in reset}):
+        layer = module.get_submodule(path)
+        tied = [
+            layer.get_parameter(entry.local) for entry in parameters if entry.owner == path and entry.name not in plan
+        ]
+        kept = [parameter.detach().clone() for parameter in tied]
         torch.set_rng_state(generator_state(stream_words(seed, path)))
-        module.get_submodule(path).reset_parameters()  # type: ignore[operator]
+        layer.reset_parameters()  # type: ignore[operator]
+        for parameter, values in zip(tied, kept, strict=True):
+            parameter.detach().copy_(values)
 
 
 # ---- again, from what a built module carries -----------------------------------------------------------------------

@@ -5,6 +5,7 @@ All of it is seen on meta. A value that the parameter's dtype cannot hold would 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from builder.errors import Problem
 from builder.initialize.draws import basic
+from builder.initialize.expression import constant_value
 from builder.language import LanguageError, names_read, parse_expression
 from builder.module import Entry, are_axes, dtype_name, numbers_in
 from builder.policies import is_own, policy_of
@@ -52,7 +54,7 @@ def check_fit(
         what = f"{entry.name!r} of shape {entry.shape} has no {arguments['groups']} equal groups along its first axis"
         return [Problem(f"{address}.groups", what, "give a divisor of the number of its output channels")]
     if policy == "expression":
-        return list(_indices(entry, arguments, address))
+        return [*_indices(entry, arguments, address), *_constant(entry, dtype, arguments, address)]
     if policy == "values":
         return _values(entry, dtype, arguments["values"], address)
     return _range(entry, dtype, policy, arguments, axes, address)
@@ -83,6 +85,8 @@ def _axes(entry: Entry, policy: str, axes: Sequence[str] | None, address: str) -
     if axes is not None and not are_axes(axes, entry.ndim):
         what = f"axes {list(axes)!r} for {entry.name!r} of shape {entry.shape}"
         return [Problem(f"{address}.axes", what, "name each axis: one `in`, one `out`, the others `field`")]
+    if axes is not None and not policy_of(policy).needs_fans and policy != "mup":
+        return [Problem(f"{address}.axes", f"{policy} reads no fan-in or fan-out", "leave axes out")]
     if policy_of(policy).needs_fans and entry.kind == "Parameter" and not (axes or axes_of(entry)):
         shown = f"raw Parameter {entry.name!r} of shape {entry.shape}"
         what = f"{policy} needs fan-in and fan-out, and {shown} does not say which axis is which"
@@ -104,6 +108,14 @@ def _indices(entry: Entry, arguments: Mapping[str, Any], address: str) -> Iterat
 
 
 # ---- the size of values --------------------------------------------------------------------------------------------
+
+
+def _constant(entry: Entry, dtype: torch.dtype, arguments: Mapping[str, Any], address: str) -> Iterator[Problem]:
+    """An expression without draws and indices whose one value is not finite in the parameter's dtype."""
+    value = constant_value(arguments, dtype)
+    if value is not None and not math.isfinite(value):
+        what = f"{arguments['value']} is {value} in {entry.name!r} of {dtype_name(dtype)}"
+        yield Problem(f"{address}.value", what, f"give a finite number, of at most {torch.finfo(dtype).max:.4g}")
 
 
 def _values(entry: Entry, dtype: torch.dtype, values: Any, address: str) -> list[Problem]:

@@ -14,8 +14,9 @@ form that needs no multiplier in `forward`. With r = (size now) / (size at the b
 At the base width all of these are what they would be without it. An Embedding's rows are looked up, not summed: its
 columns are its fan-out, and nothing of it is a fan-in.
 
-Refused: a tie of an input to an output (Table 3 has no one std and learning rate for both), a raw vector (whether it is
-a gain or a bias cannot be seen), a base that changes anything but widths.
+Refused: a tie of an input to an output (Table 3 has no one std and learning rate for both), a vector that is raw or of
+a class that is not torch's (whether it is a gain or a bias cannot be seen, unless it is called `bias`), a base that
+changes anything but widths.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 from torch import nn
 
 from builder.errors import BuilderError, Problem, did_you_mean
-from builder.initialize.draws import Fill, default_fill, fill_of
+from builder.initialize.draws import Fill, default_fill, default_policy, fill_of
 from builder.module import Entry
 
 Shape = Sequence[int]
@@ -92,7 +93,8 @@ def mup_decisions(
     arguments: Mapping[str, Any],
     shapes_at: Callable[[Mapping[str, Any]], Mapping[str, Shape]],
     address: str,
-    axes: Sequence[str] | None = None,
+    axes: Sequence[str] | None,
+    module: nn.Module,
 ) -> MupPlan:
     """What one rule `{policy: mup, base: {d: 64}, std: 0.02}` makes of each parameter.
 
@@ -106,6 +108,7 @@ def mup_decisions(
         shapes_at: Shapes of all parameters of the model with some other args.
         address: Of the rule.
         axes: The rule's own reading of the axes.
+        module: The model, whose layer classes say what vectors begin with; it may be on meta.
     """
     base, std = arguments["base"], arguments.get("std")
     problems = [*_check_base(base, args, f"{address}.base"), *_check_std(std, f"{address}.std")]
@@ -127,7 +130,7 @@ def mup_decisions(
         if ties.get(entry.name) in names_of:
             names_of[ties[entry.name]].append(entry)
     for entry in matched:
-        found = [_scaled(name, before.get(name.name), std, axes, address) for name in names_of[entry.name]]
+        found = [_scaled(name, before.get(name.name), std, axes, address, module) for name in names_of[entry.name]]
         decided = _one(names_of[entry.name], found, base, address)
         if isinstance(decided, Problem):
             plan.refused[entry.name] = decided
@@ -170,14 +173,16 @@ def _check_std(std: Any, address: str) -> list[Problem]:
 
 
 def _scaled(
-    entry: Entry, before: Shape | None, std: float | None, axes: Sequence[str] | None, address: str
+    entry: Entry, before: Shape | None, std: float | None, axes: Sequence[str] | None, address: str, module: nn.Module
 ) -> Scaled | Problem:
     """The row of the table for one parameter, from its shape now and at the base."""
     if before is None or len(before) != entry.ndim:
         what = f"{entry.name!r} has no counterpart at the base, or one of other dimensions"
         return Problem(f"{address}.base", what, "name widths alone: a base has the same layers")
-    if entry.ndim < 2 or "Norm" in entry.kind:
-        return _vector(entry, before, address)
+    own = default_policy(module.get_submodule(entry.owner), entry.local, entry.shape)
+    is_constant = own is not None and own[0] in ("zeros", "ones", "constant")
+    if entry.ndim < 2 or is_constant:
+        return _vector(entry, before, address, is_constant=is_constant, is_known=own is not None)
     named = _axes(entry, axes)
     if named is None:
         what = f"raw Parameter {entry.name!r} of shape {entry.shape} does not say which axis is fan-in"
@@ -193,13 +198,14 @@ def _scaled(
     return Scaled(role, "normal" if std else "zeros", std / shrunk, {"adam": 1 / r_in, "sgd": r_out / r_in})
 
 
-def _vector(entry: Entry, before: Shape, address: str) -> Scaled | Problem:
-    if entry.kind == "Parameter":
-        what = f"cannot see what raw Parameter {entry.name!r} of shape {entry.shape} begins with"
+def _vector(entry: Entry, before: Shape, address: str, *, is_constant: bool, is_known: bool) -> Scaled | Problem:
+    if entry.kind == "Parameter" or not (is_known or entry.local == "bias"):
+        of = "raw Parameter " if entry.kind == "Parameter" else f"{entry.kind}'s "
+        what = f"cannot see what {of}{entry.name!r} of shape {entry.shape} begins with"
         hint = "leave it out: min_ndim: 2, or except; Adam and its like give it the plain learning rate anyway"
         return Problem(address, what, hint)
     grown = math.prod(entry.shape) / math.prod(before)
-    fill = "default" if "Norm" in entry.kind or entry.kind == "PReLU" else "zeros"
+    fill = "default" if is_constant else "zeros"
     return Scaled("unchanged" if grown == 1 else "vector", fill, 0.0, {"adam": 1.0, "sgd": grown})
 
 

@@ -43,6 +43,8 @@ class Decision:
         overrides: The rules that this one overrode, nearest last.
         axes: Which axis is fan-in and which fan-out, where the rule or the Parameter says so.
         below: What decides the rows that this one keeps (`absent: keep` of `pretrained`).
+        padding: Rows that are kept at zero: each `padding_idx` of an Embedding that has this parameter, under any name,
+            unless the policy names its own values.
     """
 
     rule: str
@@ -51,6 +53,7 @@ class Decision:
     overrides: tuple[str, ...] = ()
     axes: tuple[str, ...] | None = None
     below: Decision | None = None
+    padding: tuple[int, ...] = ()
 
 
 @dataclass
@@ -119,17 +122,18 @@ def plan_init(
     ]
     rules += _rule_candidates(scheme, "init.", f"{scheme_name}: ", expansion, parameters, ties, problems, outside=True)
     for candidate in [*inline, *rules]:
-        problems += _look_around(candidate, parameters, ties, around)
+        problems += _look_around(module, candidate, parameters, ties, around)
     for candidate in rules:
         for name in candidate.matched:
             if name in layers:
                 layers[name].append(candidate)
     decisions: dict[str, Decision] = {}
+    padding = _padding_rows(module, parameters, ties)
     for entry in owned:
         decision, found = _decide(module, entry, layers[entry.name])
         problems += found
         if decision is not None:
-            decisions[entry.name] = decision
+            decisions[entry.name] = _padded(decision, padding.get(entry.name, ()))
     problems += _dead_rules(rules, layers)
     problems += check_copies(decisions, {entry.name: entry for entry in parameters}, module)
     problems += check_one_a_layer(decisions, owned)
@@ -143,7 +147,11 @@ def plan_init(
 
 
 def _look_around(
-    candidate: _Candidate, parameters: Sequence[Entry], ties: Mapping[str, str], around: Surroundings
+    module: nn.Module,
+    candidate: _Candidate,
+    parameters: Sequence[Entry],
+    ties: Mapping[str, str],
+    around: Surroundings,
 ) -> list[Problem]:
     """Completes a candidate whose policy depends on a file, on another parameter or on another width."""
     matched = [entry for entry in parameters if entry.name in candidate.matched]
@@ -167,7 +175,7 @@ def _look_around(
                 candidate.matched = [name for name in candidate.matched if name not in skipped]
             return [*found.problems, *_take_buffers(candidate, around)]
         case "mup":
-            given = (candidate.arguments, around.shapes_at, candidate.address, candidate.axes)
+            given = (candidate.arguments, around.shapes_at, candidate.address, candidate.axes, module)
             plan = mup_decisions(matched, parameters, ties, around.args, *given)
             candidate.own = {name: scaled.arguments for name, scaled in plan.scaled.items()}
             candidate.refused = plan.refused
@@ -322,7 +330,7 @@ def _below(module: nn.Module, entry: Entry, candidates: Sequence[_Candidate]) ->
     if below is None:
         what = f"keep: no rule below gives {entry.name!r} values for the rows of absent words"
         return None, [Problem(address, what, "give it one: init: normal; or write absent: zeros")]
-    if below.policy in (RESET, "lsuv", "copy"):
+    if below.policy in (RESET, "lsuv", "copy", "empty"):
         what = f"keep: {entry.name!r} is filled by {below.policy} otherwise, which fills no single rows"
         problems = [Problem(address, what, "give it another rule below; or write absent: zeros")]
     return below, problems
@@ -350,6 +358,25 @@ def _default(
     return None, [
         Problem(entry.name, f"{entry.kind} has no default init that is known here", "give an init rule that matches it")
     ]
+
+
+def _padding_rows(
+    module: nn.Module, parameters: Sequence[Entry], ties: Mapping[str, str]
+) -> dict[str, tuple[int, ...]]:
+    """Owner name → each `padding_idx` of the Embeddings that have the parameter, under any of its names."""
+    found: dict[str, tuple[int, ...]] = {}
+    for entry in parameters:
+        layer = module.get_submodule(entry.owner)
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.padding_idx is not None:
+            name = ties.get(entry.name, entry.name)
+            found[name] = (*found.get(name, ()), int(layer.padding_idx))
+    return found
+
+
+def _padded(decision: Decision, rows: tuple[int, ...]) -> Decision:
+    below = decision.below and _padded(decision.below, rows)
+    named = decision.policy in ("values", "empty", "pretrained")
+    return replace(decision, below=below, padding=() if named else rows)
 
 
 def _dead_rules(rules: Sequence[_Candidate], layers: Mapping[str, Sequence[_Candidate]]) -> list[Problem]:

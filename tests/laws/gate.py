@@ -13,3 +13,17 @@ class Gate(torch.nn.Module):
 
     def reset_parameters(self):
         torch.nn.init.normal_(self.scale)
+
+
+class Affine(Gate):
+    """Three values more, drawn after the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.empty(3))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        if hasattr(self, "shift"):
+            torch.nn.init.normal_(self.shift)

@@ -13,6 +13,10 @@ from hypothesis import strategies as st
 D = 4  # width of every model
 ROWS = 6  # of every Embedding
 RANDOM_POLICIES = ["normal", "uniform", "trunc_normal", "xavier_normal", "kaiming_uniform", "orthogonal"]
+OWN_POLICIES = [
+    {"policy": "expression", "value": "=where(abs(u) >= 1, u * v, i0 - i1)", "draws": {"u": "normal", "v": "uniform"}},
+    {"policy": "values", "values": [[row - column / 3 for column in range(D)] for row in range(D)]},
+]
 
 MATRIX = {"kind": "Parameter", "shape": ["=d", "=d"], "axes": ["in", "out"]}
 PIECES: dict[str, tuple[dict[str, Any], str]] = {  # kind of piece: layer, and what forward adds of it
@@ -27,6 +31,7 @@ PIECES: dict[str, tuple[dict[str, Any], str]] = {  # kind of piece: layer, and w
     "block": ({"kind": "Block", "d": "=d", "repeat": 2}, "{name}[1]({name}[0](x))"),
 }
 SQUARE = {"linear", "plain", "matrix"}  # pieces with a (d, d) matrix, which can be tied to each other
+TABLES = {"embedding", "padded"}  # and those with a (ROWS, d) one
 BLOCK = {
     "args": ["d"],
     "inputs": ["x"],
@@ -49,7 +54,7 @@ def models(draw: st.DrawFn, *, least: int = 1, most: int = 5, ties: bool = True)
         layer, term = PIECES[kind]
         layers[name] = dict(layer)
         if kind == "matrix":
-            layers[name]["init"] = draw(st.sampled_from(RANDOM_POLICIES))
+            layers[name]["init"] = draw(st.sampled_from([*RANDOM_POLICIES, *OWN_POLICIES]))
         if kind == "vector":
             layers[name]["init"] = draw(st.sampled_from(["ones", "normal", "uniform"]))
         terms.append(term.format(name=name))
@@ -70,10 +75,23 @@ def models(draw: st.DrawFn, *, least: int = 1, most: int = 5, ties: bool = True)
         data["blocks"] = {"Block": BLOCK}
     chosen = [name for name in layers if name.split("_")[0] in SQUARE]
     square = [name if name.startswith("matrix") else f"{name}.weight" for name in chosen]
-    if ties and len(square) >= 2 and draw(st.booleans()):
-        owner, alias = square[0], square[-1]
-        layers[alias.partition(".")[0]].pop("init", None)
-        data["tie"] = {alias: owner}
+    tables = [f"{name}.weight" for name in layers if name.split("_")[0] in TABLES]
+    for names in (square, tables) if ties else ():
+        if len(names) >= 2 and draw(st.booleans()):
+            owner, alias = names[0], names[-1]
+            layers[alias.partition(".")[0]].pop("init", None)
+            data.setdefault("tie", {})[alias] = owner
+    tied = {name for pair in data.get("tie", {}).items() for name in pair}
+    free = [name for name in square if name not in tied]
+    if free and draw(st.booleans()):
+        data["init"] = {
+            "late": {"match": draw(st.sampled_from(free)), "policy": draw(st.sampled_from(RANDOM_POLICIES))}
+        }
+    copies = [name for name in free if name.startswith("matrix")]
+    if copies and len(free) >= 2 and draw(st.booleans()):
+        copy = draw(st.sampled_from(copies))
+        of = draw(st.sampled_from([name for name in free if name != copy]))
+        layers[copy]["init"] = {"policy": "copy", "of": of}
     return data
 
 

@@ -66,7 +66,8 @@ def test_every_trainable_parameter_is_in_exactly_one_group_with_the_settings_of_
     names = [name for group in groups for name in group.names]
     trainable = {entry.name for entry in proof.parameters} - set(proof.ties) - set(proof.frozen)
     assert len(names) == len(set(names)) and set(names) == trainable
-    order = [name for name, _ in proof.meta.named_parameters(remove_duplicate=False)]
+    names_in_order = [name for name, _ in proof.meta.named_parameters(remove_duplicate=False)]
+    order = list(dict.fromkeys(proof.ties.get(name, name) for name in names_in_order))
     assert all(list(group.names) == sorted(group.names, key=order.index) for group in groups)
     assert len({str(sorted(group.settings.items())) for group in groups}) == len(groups)
     for entry in proof.parameters:

@@ -79,8 +79,17 @@ def assert_same_bits(found, expected):
 def test_every_value_is_written_even_where_memory_is_poisoned(data, rng):
     with poisoned():
         built = builder.build(data, rng=rng)
-    for name, tensor in built.state_dict().items():
+    values = built.state_dict()
+    for name, tensor in values.items():
         assert tensor.isfinite().all(), name
+    for name, layer in data["layers"].items():
+        init = layer.get("init")
+        if (
+            isinstance(init, dict)
+            and init["policy"] == "copy"
+            and data.get("init", {}).get("late", {}).get("match") != name
+        ):
+            assert torch.equal(values[name], values[init["of"]]), f"{name} copies {init['of']}"
 
 
 @LAW
@@ -206,6 +215,15 @@ def test_layer_that_only_its_own_method_can_fill_draws_from_its_own_name():
     assert not torch.equal(beside.b.scale, beside.a.scale)
 
 
+@pytest.mark.parametrize("tie", [{"b.scale": "a.scale"}, {"a.scale": "b.scale"}], ids=["before", "after"])
+def test_layer_that_only_its_own_method_can_fill_leaves_a_parameter_of_another_that_it_is_tied_to(tie):
+    layer, (owner,) = {"kind": "gate.Affine"}, tie.values()
+    name = owner.partition(".")[0]
+    alone = builder.build(model({name: layer}), allow=["gate"]).state_dict()
+    tied = builder.build(model({"a": layer, "b": layer}, tie=tie), allow=["gate"]).state_dict()
+    assert_same_bits(tied, alone)
+
+
 @pytest.mark.parametrize("place", ["set as the default", "in a context"])
 def test_default_device_of_the_caller_changes_nothing(place):
     layer = {"kind": "Linear", "in_features": 4, "out_features": 4}
@@ -265,3 +283,16 @@ def test_padding_row_stays_zero_under_any_rule(rng, init):
     layer = {"kind": "Embedding", "num_embeddings": 5, "embedding_dim": 3, "padding_idx": 2}
     rows = builder.build(model({"e": layer}), rng=rng, init=init).e.weight.abs().sum(1)
     assert (rows == 0).tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("rng", ["keyed", "torch"])
+@pytest.mark.parametrize("init", [None, "xavier_normal", "orthogonal"])
+def test_padding_row_stays_zero_where_the_embedding_is_tied_to_another_layer(rng, init):
+    layers = {
+        "head": {"kind": "Linear", "in_features": 3, "out_features": 5, "bias": False},
+        "e": {"kind": "Embedding", "num_embeddings": 5, "embedding_dim": 3, "padding_idx": 2},
+        "f": {"kind": "Embedding", "num_embeddings": 5, "embedding_dim": 3, "padding_idx": 0},
+    }
+    data = model(layers, tie={"e.weight": "head.weight", "f.weight": "head.weight"})
+    rows = builder.build(data, rng=rng, init=init).head.weight.abs().sum(1)
+    assert (rows == 0).tolist() == [True, False, True, False, False]

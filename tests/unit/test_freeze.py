@@ -81,6 +81,7 @@ EMB = {"match": "emb.*"}
         pytest.param({"f": {**EMB, "untill": {"epoch": 3}}}, "freeze.f.untill", "unknown key 'untill'", "did you mean 'until'", id="until misspelt"),
         pytest.param({"f": {**EMB, "eval": "yes"}}, "freeze.f.eval", "valid boolean", "", id="eval that is text"),
         pytest.param({"f": {"match": "temperature", "eval": True}}, "freeze.f.eval", "holds no module", "leave eval out", id="eval of a raw Parameter"),
+        pytest.param({"f": {"match": "head", "eval": True}}, "freeze.f.eval", "changes nothing", "match them: head.*", id="eval of a Linear alone"),
         pytest.param({"f": {"match": "*.dorp", "eval": True}}, "freeze.f", "matches no parameter", "the model has: emb.weight", id="eval that matches nothing"),
         pytest.param({"f": EMB, "g": {**EMB, "rows": [0, 3]}}, "freeze.g", "decides nothing: freeze.f froze all", "remove it", id="rows of what is frozen whole"),
         pytest.param({"g": {**EMB, "rows": [0, 3]}, "f": EMB}, "freeze.g", "decides nothing: freeze.f froze all", "remove it", id="rows of what is frozen whole, in the other order"),
@@ -505,6 +506,12 @@ def test_moment_at_which_everything_is_frozen_is_refused_when_it_comes(refusal):
     frozen.at(1, 4)
     problem = refusal(frozen.at, 1, 5)
     assert problem.what == "everything is frozen at epoch 1, step 5: all 145 parameters (by freeze.a, freeze.b)"
+
+
+def test_all_that_an_optimizer_has_is_frozen_for_ever_which_is_refused_unless_it_has_more(refusal):
+    model, head = builder.build(with_rules(all={})), nn.Linear(2, 2)
+    assert "everything is frozen" in refusal(hold_frozen, model, torch.optim.SGD(model.parameters())).what
+    hold_frozen(model, torch.optim.SGD([*model.parameters(), *head.parameters()])).at(3, 7)
 
 
 class BreaksOff(torch.optim.SGD):

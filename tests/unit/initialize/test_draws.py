@@ -99,6 +99,15 @@ def test_trunc_normal_keeps_to_its_bounds_as_the_type_rounds_them(mean, std, a, 
     assert values.max() <= torch.tensor(b, dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("policy", ["uniform", "trunc_normal"])
+def test_half_precision_rounds_no_value_beyond_a_bound(policy, dtype):
+    values = drawn(policy, (100_000,), dtype, a=-0.3, b=0.3).double()
+    step = torch.finfo(dtype).eps * 0.3
+    assert -0.3 <= values.min() <= -0.3 + step
+    assert 0.3 - step <= values.max() <= 0.3
+
+
 @pytest.mark.parametrize(("mean", "value"), [(0.5, 0.5), (-3.0, -1.0), (3.0, 2.0)])
 def test_trunc_normal_without_a_spread_is_the_allowed_value_nearest_to_the_mean(mean, value):
     assert (drawn("trunc_normal", (7,), mean=mean, std=0, a=-1, b=2) == value).all()

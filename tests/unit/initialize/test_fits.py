@@ -66,6 +66,9 @@ INF, NAN = float("inf"), float("nan")
             id="an axis that is not there",
         ),
         pytest.param(
+            raw("zeros", axes=["in", "out"]), "init.r.axes", "zeros reads no fan-in", "leave axes out", id="axes for nothing"
+        ),
+        pytest.param(
             raw("expression", value="=i0", shape=()), "init.r.value", "'w' of shape ()", "a single number", id="no axes"
         ),
     ],

@@ -31,6 +31,7 @@ WIDE = {
     },
     "forward": "x",
 }
+HERE = __name__
 UNSEEN = {"bare", "gain"}  # whose role mup cannot tell
 
 
@@ -48,7 +49,7 @@ def planned(data, base, *, match=None, axes=None, **arguments):
 
     arguments = {"base": base, **arguments}
     return mup_decisions(
-        matched, proof.parameters, proof.ties, proof.expansion.args, arguments, shapes_at, "init.mup", axes
+        matched, proof.parameters, proof.ties, proof.expansion.args, arguments, shapes_at, "init.mup", axes, proof.meta
     )
 
 
@@ -265,6 +266,50 @@ def test_refusals_of_the_policy_reach_the_user(refusal):
     assert problem.address == "init.all.base.width"
     problem = refusal(builder.build, {**TINY, "init": {"all": {"policy": "mup"}}})
     assert problem.address == "init.all.base"
+
+
+class Scale(nn.Module):
+    """A gain that its own method makes ones, and a bias."""
+
+    def __init__(self, d):
+        super().__init__()
+        self.gain, self.bias = nn.Parameter(torch.empty(d)), nn.Parameter(torch.empty(d))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        nn.init.ones_(self.gain)
+        nn.init.ones_(self.bias)
+
+
+class ScaleNorm(Scale):
+    """The same under a name that torch's own norms have."""
+
+
+class OwnNorm(nn.LayerNorm):
+    """A norm of torch under another name."""
+
+
+def of_class(kind, **more):
+    layers = {
+        "fc": {"kind": "Linear", "in_features": "=d", "out_features": "=d"},
+        "g": {"kind": f"{HERE}.{kind}", **more},
+    }
+    return {"args": {"d": 8}, "inputs": {"x": {}}, "layers": layers, "forward": "g(fc(x))"}
+
+
+@pytest.mark.parametrize("kind", ["Scale", "ScaleNorm"])
+def test_vector_of_a_class_of_the_users_own_is_left_out_unless_it_is_a_bias(kind, refusal):
+    data, rule = of_class(kind, d="=d"), {"policy": "mup", "base": {"d": 4}}
+    problem = refusal(builder.prove, {**data, "init": {"all": rule}}, allow=[HERE])
+    assert f"what {kind}'s 'g.gain' of shape (8,) begins with" in problem.what
+    built = builder.build({**data, "init": {"most": {"except": "g.gain", **rule}}}, allow=[HERE]).g
+    assert built.gain.tolist() == [1] * 8
+    assert built.bias.tolist() == [0] * 8
+
+
+def test_norm_of_torch_under_another_name_keeps_its_gain():
+    data = {**of_class("OwnNorm", normalized_shape="=d"), "init": {"all": {"policy": "mup", "base": {"d": 4}}}}
+    assert builder.build(data, allow=[HERE]).g.weight.tolist() == [1] * 8
 
 
 def test_residual_scaling_by_expression_divides_by_the_square_root_of_the_number_of_residuals():

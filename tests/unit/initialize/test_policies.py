@@ -137,6 +137,17 @@ def test_block_expression_sees_the_blocks_args():
             id="a draw that nothing reads",
         ),
         pytest.param(
+            expression("=u + u @ u", u="normal"), "layers.w.init.value", "@ is not of each value alone", "one number",
+            id="a product over all values of a piece",
+        ),
+        pytest.param(
+            expression("=1e39"), "layers.w.init.value", "=1e39 is inf in 'w' of float32", "at most 3.403e+38",
+            id="a number that the type cannot hold",
+        ),
+        pytest.param(
+            expression("=-inf"), "layers.w.init.value", "=-inf is -inf in 'w'", "a finite number", id="no finite number"
+        ),
+        pytest.param(
             expression("=min(u, 0)", u="normal"), "layers.w.init.value", "ambiguous", "minimum", id="min of a draw"
         ),
         *(
@@ -172,6 +183,22 @@ def test_copy_has_the_values_of_the_other_and_goes_its_own_way(given, rng):
     with torch.no_grad():
         built.w.add_(1)
     assert not torch.equal(built.w, built.v)
+
+
+@pytest.mark.parametrize("rng", ["keyed", "torch"])
+def test_copy_that_stands_before_what_it_copies_has_its_values(rng):
+    after = {"copy": {"policy": "copy", "of": "w"}, "w": {"policy": "copy", "of": "fc.weight"}}
+    layers = {name: {"kind": "Parameter", "shape": [4, 4], "init": init} for name, init in after.items()}
+    layers["fc"] = {"kind": "Linear", "in_features": 4, "out_features": 4}
+    data = {
+        "inputs": {"x": {}},
+        "layers": layers,
+        "forward": "x",
+        "init": {"late": {"match": "fc.weight", "policy": "orthogonal"}},
+    }
+    built = builder.build(data, rng=rng)
+    assert torch.equal(built.w, built.fc.weight)
+    assert torch.equal(built.copy, built.fc.weight)
 
 
 @pytest.mark.parametrize("rng", ["keyed", "torch"])

@@ -638,6 +638,7 @@ def test_kept_rows_of_a_compressed_file_are_drawn_in_their_own_chunks(given, wor
     [
         pytest.param({}, "no rule below gives 'w' values", "init: normal", id="nothing"),
         pytest.param({"policy": "copy", "of": "fc.0.weight"}, "'w' is filled by copy otherwise", "zeros", id="copy"),
+        pytest.param({"policy": "empty"}, "'w' is filled by empty otherwise", "zeros", id="empty"),
     ],
 )
 def test_rows_that_nothing_would_give_cannot_be_kept(below, what, hint, words, refusal):
