@@ -353,8 +353,10 @@ def carried(module: nn.Module) -> Carried:
     """
     proof: Carried | None = module.__dict__.get("_builder_proof")
     if proof is None:
-        problem = Problem(type(module).__name__, "was not built by builder", "build it with builder.build(...)")
-        raise BuilderError("module", [problem])
+        what, hint = "was not built by builder", "build it with builder.build(...)"
+        if "_builder_proof" in getattr(module, "_orig_mod", module).__dict__:
+            what, hint = "is what torch.compile made of a built module", "give the module itself: compiled._orig_mod"
+        raise BuilderError("module", [Problem(type(module).__name__, what, hint)])
     return proof
 
 
