@@ -2,9 +2,9 @@
 
 `stats/parameters` has a row for each logged step and parameter, `stats/outputs` one for each step and layer. Files are
 numbered, and the files of one flush bear one number. A run killed at any moment leaves only whole files, and perhaps a
-part that the next to open the store takes away. A run that resumes continues the numbering and takes no rows away, and
-`stats/cost.json` holds what watching has cost in all the fits that wrote here.
-There is one writer to a run.
+part that the next to open the store takes away. A fit that goes on continues the numbering; before it, `take_back`
+removes what an abandoned one wrote of later steps, and a fit from step 0 finds nothing. `stats/cost.json` holds what
+watching has cost since then. There is one writer to a run.
 """
 
 from __future__ import annotations
@@ -94,15 +94,44 @@ class Store:
         return dict(found) if whole and all(isinstance(number, int | float) for number in numbers) else None
 
 
+def take_back(run_dir: Path, step: int) -> None:
+    """Removes what earlier fits wrote of later steps than the one at which a fit begins; at step 0 everything.
+
+    The newest file goes first, so that wherever this is interrupted the files hold the first steps of a run.
+
+    Raises:
+        BuilderError: If a file that may hold earlier steps as well cannot be read.
+    """
+    folder = run_dir / FOLDER
+    for file in (file for kind in _SCHEMAS for file in reversed(_files(folder / kind))):
+        if step == 0:
+            file.unlink()
+        else:
+            _cut(file, step)
+    if step == 0:
+        (folder / COST).unlink(missing_ok=True)
+
+
+def _cut(file: Path, step: int) -> None:
+    """Removes a file's rows of later steps; the file where nothing is left of it."""
+    if not (_rows(file, ["step"])["step"] > step).any():
+        return
+    kept = _rows(file).filter(polars.col("step") <= step)
+    if kept.is_empty():
+        file.unlink()
+    else:
+        write_whole(file, kept.write_parquet)
+
+
 def read_stats(run_dir: str | Path) -> polars.DataFrame:
     """The statistics of a run's parameters: one row for each logged step and parameter, by step, in the model's order.
 
-    A step that a resumed run repeated is returned as it was measured last; the files keep both. A run without
-    statistics gives no rows. Null means that there was nothing to measure; NaN and inf are values as measured. The
-    columns are listed in `builder.stats.columns`.
+    A step that was measured twice is returned as it was measured last. A run without statistics gives no rows. Null
+    means that there was nothing to measure; NaN and inf are values as measured. The columns are listed in
+    `builder.stats.columns`.
 
     Raises:
-        BuilderError: If the directory does not exist.
+        BuilderError: If the directory does not exist, or a file cannot be read.
     """
     return _read(run_dir, PARAMETERS, ["step", "name", "member"])
 
@@ -113,7 +142,7 @@ def read_outputs(run_dir: str | Path) -> polars.DataFrame:
     Else as `read_stats`.
 
     Raises:
-        BuilderError: If the directory does not exist.
+        BuilderError: If the directory does not exist, or a file cannot be read.
     """
     return _read(run_dir, OUTPUTS, ["step", "layer", "member"])
 
@@ -122,8 +151,17 @@ def _read(run_dir: str | Path, kind: str, key: list[str]) -> polars.DataFrame:
     if not Path(run_dir).is_dir():
         raise BuilderError("statistics", [Problem(str(run_dir), "is not a directory", "give a run's directory")])
     files = _files(Path(run_dir) / FOLDER / kind)
-    rows = polars.concat([_empty(_SCHEMAS[kind]), *map(polars.read_parquet, files)], how="diagonal")
+    rows = polars.concat([_empty(_SCHEMAS[kind]), *map(_rows, files)], how="diagonal")
     return rows.unique(key, keep="last", maintain_order=True).sort("step", maintain_order=True)
+
+
+def _rows(file: Path, columns: list[str] | None = None) -> polars.DataFrame:
+    try:
+        return polars.read_parquet(file, columns=columns)
+    except (OSError, polars.exceptions.PolarsError) as err:
+        said = next(iter(str(err).splitlines()), type(err).__name__)
+        hint = "move it away: the steps in it are lost, all other files can be read"
+        raise BuilderError("statistics", [Problem(str(file), f"cannot be read: {said}", hint)]) from err
 
 
 def _empty(schema: Mapping[str, polars.DataType]) -> polars.DataFrame:
@@ -131,4 +169,6 @@ def _empty(schema: Mapping[str, polars.DataType]) -> polars.DataFrame:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.parquet"), key=lambda file: int(file.stem))
+    """The files that a store wrote, in their order; other files have names that are no numbers."""
+    numbered = (file for file in folder.glob("*.parquet") if file.stem.isdecimal())
+    return sorted(numbered, key=lambda file: int(file.stem))

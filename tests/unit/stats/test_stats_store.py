@@ -15,7 +15,7 @@ import pytest
 from builder.errors import BuilderError
 from builder.stats import store as module_under_test
 from builder.stats.columns import BINS, COUNTS, MEASURES, OUTPUT_MEASURES
-from builder.stats.store import Store, read_outputs, read_stats
+from builder.stats.store import Store, read_outputs, read_stats, take_back
 
 
 def columns(step, names=("a.weight", "b.bias"), value=0.5):
@@ -95,11 +95,97 @@ def test_numbering_goes_on_past_the_padding(tmp_path):
     assert read_stats(tmp_path)["step"].to_list() == [1, 1, 2, 2, 3, 3]
 
 
-def test_a_step_repeated_by_a_resumed_run_reads_as_measured_last(tmp_path):
+def test_a_step_that_was_measured_twice_reads_as_measured_last(tmp_path):
     for step, value in ((1, 0.1), (2, 0.2), (2, 0.3)):
         Store(tmp_path, flush_every=1).append(columns(step, ["a"], value))
     assert read_stats(tmp_path).select("step", "rms").rows() == [(1, 0.1), (2, 0.3)]
     assert len(files(tmp_path)) == 3
+
+
+def thirty_steps(run_dir):
+    """Steps 10, 20 and 30, two of them in the first file."""
+    store = Store(run_dir, flush_every=2)
+    for step in (10, 20, 30):
+        store.append(columns(step), outputs(step))
+    store.flush()
+    store.write_cost({"seconds": 0.5})
+    return run_dir / "stats"
+
+
+@pytest.mark.parametrize(
+    ("begin", "steps", "left"),
+    [
+        pytest.param(0, [], 0, id="anew"),
+        pytest.param(5, [], 0, id="before the first"),
+        pytest.param(15, [10], 1, id="within a file"),
+        pytest.param(20, [10, 20], 1, id="between files"),
+        pytest.param(30, [10, 20, 30], 2, id="at the last"),
+    ],
+)
+def test_a_fit_takes_back_the_steps_after_the_one_at_which_it_begins(tmp_path, begin, steps, left):
+    stats = thirty_steps(tmp_path)
+    take_back(tmp_path, begin)
+    assert read_stats(tmp_path)["step"].unique().to_list() == read_outputs(tmp_path)["step"].to_list() == steps
+    assert files(tmp_path) == files(tmp_path, "outputs") == ["000000.parquet", "000001.parquet"][:left]
+    assert (stats / "cost.json").exists() == (begin > 0)
+    if steps:
+        assert polars.read_parquet(stats / "parameters" / "*.parquet")["step"].unique().sort().to_list() == steps
+        assert read_stats(tmp_path).schema == polars.Schema(module_under_test.SCHEMA)
+
+
+def test_a_directory_without_statistics_has_nothing_to_take_back(tmp_path):
+    for step in (0, 5):
+        take_back(tmp_path / "new", step)
+    assert not (tmp_path / "new").exists()
+
+
+def test_files_that_nothing_is_taken_from_stay_as_they_are(tmp_path):
+    file = thirty_steps(tmp_path) / "parameters" / "000000.parquet"
+    before = file.stat()
+    take_back(tmp_path, 25)
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("kind", ["parameters", "outputs"])
+def test_a_broken_file_is_named_with_what_to_do(tmp_path, kind):
+    file = thirty_steps(tmp_path) / kind / "000001.parquet"
+    file.write_bytes(b"x")
+    read = {"parameters": read_stats, "outputs": read_outputs}[kind]
+    for ask in (read, lambda run_dir: take_back(run_dir, 20)):
+        with pytest.raises(BuilderError, match=r"(?s)000001\.parquet: cannot be read: .*move it away") as raised:
+            ask(tmp_path)
+        assert raised.value.problems[0].address == str(file)
+    take_back(tmp_path, 0)
+    assert files(tmp_path) == files(tmp_path, "outputs") == []
+
+
+def test_files_of_others_in_the_folder_are_neither_read_nor_taken_away(tmp_path):
+    (thirty_steps(tmp_path) / "parameters" / "all.parquet").write_bytes(b"x")
+    assert read_stats(tmp_path).height == 6
+    Store(tmp_path, flush_every=1).append(columns(40))
+    take_back(tmp_path, 0)
+    assert files(tmp_path) == ["all.parquet"]
+
+
+@pytest.mark.parametrize("kill", range(6))
+def test_a_kill_while_steps_are_taken_back_leaves_the_first_ones_whole(tmp_path, kill):
+    thirty_steps(tmp_path)
+    code = f"""{KILL_AT}
+import sys
+from pathlib import Path
+from builder.stats import store
+calls = []
+def counted(do):
+    return lambda *given, **named: die() if calls.append(1) or len(calls) > {kill} else do(*given, **named)
+Path.unlink, store.write_whole = counted(Path.unlink), counted(store.write_whole)
+store.take_back(Path(sys.argv[1]), 15)
+"""
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    for read in (read_stats, read_outputs):
+        assert read(tmp_path)["step"].unique().sort().to_list() in ([10], [10, 20], [10, 20, 30])
+    take_back(tmp_path, 15)
+    assert read_stats(tmp_path)["step"].to_list() == [10, 10] and read_outputs(tmp_path)["step"].to_list() == [10]
 
 
 def test_a_write_that_fails_leaves_no_file_and_keeps_the_rows(tmp_path, monkeypatch):
