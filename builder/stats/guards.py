@@ -139,7 +139,9 @@ class NonFiniteGuard(pl.Callback):
 class VerdictsFile(pl.Callback):
     """Judges the statistics when a fit ends, however it ends: `verdicts.json`, and a line for each verdict.
 
-    Stands behind the callback that records, whose last records it reads.
+    Stands behind the callback that records, whose last records it reads. Where the statistics cannot be judged it says
+    so, and the run ends as it would without it. A fit that did not begin has nothing to judge: what the directory holds
+    is of an earlier one.
 
     Args:
         directory: The run directory.
@@ -147,6 +149,11 @@ class VerdictsFile(pl.Callback):
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._began = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The statistics are now those of this fit."""
+        self._began = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After the last step."""
@@ -157,14 +164,27 @@ class VerdictsFile(pl.Callback):
         self._write(trainer)
 
     def _write(self, trainer: pl.Trainer) -> None:
-        if not trainer.is_global_zero:
+        began, self._began = self._began, False
+        if not began or not trainer.is_global_zero:
             return
-        found = judged(self._directory)
-        if found is None:
+        try:
+            found = self._judge()
+        except Exception as err:  # whatever it is, the weights have been trained
+            problem = err.problems[0] if isinstance(err, BuilderError) else None
+            said = f"{problem.address}: {problem.what}" if problem else f"{type(err).__name__}: {err}"
+            print(f"the statistics could not be judged: {said.splitlines()[0]}", file=sys.stderr)
             return
-        write_text(self._directory / VERDICTS, json.dumps(found, indent=2) + "\n")
         for verdict in found:
             print(f"{verdict['severity']}: {verdict['text']}", flush=True)
+
+    def _judge(self) -> list[dict[str, Any]]:
+        """Writes the verdicts; where nothing was logged, takes away those of an earlier fit."""
+        found = judged(self._directory)
+        if found is None:
+            (self._directory / VERDICTS).unlink(missing_ok=True)
+            return []
+        write_text(self._directory / VERDICTS, json.dumps(found, indent=2) + "\n")
+        return found
 
 
 def judged(run_dir: Path) -> list[dict[str, Any]] | None:

@@ -210,23 +210,55 @@ def test_verdicts_are_written_and_said_however_the_fit_ends(tmp_path, fails, cap
 
 
 @pytest.mark.filterwarnings("ignore:.*")
-def test_verdicts_that_cannot_be_put_in_their_place_leave_the_old_ones(tmp_path, monkeypatch):
+def test_verdicts_that_cannot_be_put_in_their_place_leave_the_old_ones(tmp_path, monkeypatch, capsys):
     def fail(part, file):
         raise OSError("disk full")
 
     (tmp_path / "verdicts.json").write_text("[]\n")
     fit(Net(), ParameterStatistics(every_n_steps=1, directory=tmp_path, max_overhead=None))
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        fit(Net(), VerdictsFile(tmp_path))
+    fit(Net(), VerdictsFile(tmp_path))
+    assert capsys.readouterr().err == "the statistics could not be judged: OSError: disk full\n"
     assert (tmp_path / "verdicts.json").read_text() == "[]\n"
     assert not list(tmp_path.rglob("*.part"))
 
 
 @pytest.mark.filterwarnings("ignore:.*")
+def test_statistics_that_cannot_be_read_end_no_run_and_it_is_said(tmp_path, capsys):
+    class Spoil(pl.Callback):
+        def on_train_end(self, trainer, pl_module):
+            (tmp_path / "stats" / "parameters" / "000009.parquet").write_bytes(b"x")
+
+    watch = ParameterStatistics(every_n_steps=1, directory=tmp_path, max_overhead=None)
+    assert fit(Net(), watch, Spoil(), VerdictsFile(tmp_path)).global_step == 8
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("the statistics could not be judged: ") and "000009.parquet: cannot be read: " in said
+
+
+@pytest.mark.filterwarnings("ignore:.*")
 def test_run_without_a_logged_step_is_not_judged(tmp_path):
+    (tmp_path / "verdicts.json").write_text("[]\n")
     fit(Net(), ParameterStatistics(every_n_steps=50, directory=tmp_path), VerdictsFile(tmp_path))
-    assert not (tmp_path / "verdicts.json").exists()
+    assert not (tmp_path / "verdicts.json").exists(), "nor do those of an earlier run stay"
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_a_fit_that_fails_before_it_begins_is_not_judged_by_an_earlier_one(tmp_path, capsys):
+    class Fail(pl.Callback):
+        def on_fit_start(self, trainer, pl_module):
+            raise RuntimeError("no data")
+
+    module = Net()
+    module.model.unused = nn.Identity()
+    module.model.unused.weight = nn.Parameter(torch.ones(2, 2))
+    row = {"name": "unused.weight", "shape": [2, 2], "trainable": True, "tied_to": None}
+    (tmp_path / "parameters.json").write_text(json.dumps({"parameters": [row]}))
+    watch = ParameterStatistics(every_n_steps=1, directory=tmp_path, max_overhead=None)
+    fit(module, watch, VerdictsFile(tmp_path))
+    assert "warning: Though trainable" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="no data"):
+        fit(Net(), watch, VerdictsFile(tmp_path), Fail())
+    assert capsys.readouterr().out == ""
 
 
 def test_a_checkpoint_that_is_not_finite_is_not_recommended(tmp_path):
