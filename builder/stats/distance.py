@@ -43,7 +43,8 @@ class Start:
         draw: Draws initial values again; raises `BuilderError` where it cannot.
         rank: Of this process.
         stacked: Whether the first axis counts members, which are copied.
-        resumed: Where the fit goes on from a checkpoint, the names that were drawn again before it.
+        resumed: Where the fit goes on from a checkpoint, the names that were drawn again before it, or that may have
+            been: of these, the ones that can be drawn now.
     """
 
     def __init__(
@@ -58,13 +59,17 @@ class Start:
         self._parameters, self._draw, self._rank, self._stacked = dict(parameters), draw, rank, stacked
         self.missing: set[str] = set()
         self._copies: dict[str, Tensor] = {}
-        self.drawn = self._unmoved() if resumed is None else set(resumed) & set(parameters)
+        moved = self._moved(self._candidates(set(parameters if resumed is None else resumed)))
+        self.drawn = {name for name, apart in moved.items() if apart == 0 or resumed is not None}
         others = [name for name in parameters if name not in self.drawn]
+        self.missing = set() if resumed is None else set(others)
         if resumed is None:
-            self.missing = set()
             self._copies = {name: own_part(parameters[name], rank).cpu().clone() for name in others}
-        else:
-            self.missing = set(others)
+
+    def is_of(self, parameters: Mapping[str, Tensor]) -> bool:
+        """Whether these are the parameters, the same objects under the same names."""
+        own = self._parameters
+        return own.keys() == parameters.keys() and all(own[name] is parameter for name, parameter in parameters.items())
 
     def sums(self, names: Iterable[str]) -> Tensor:
         """Products of this process's parts of parameters with their initial values.
@@ -152,13 +157,15 @@ class Start:
             part = now[low : low + most]
             yield name, (first + low, first + low + len(part)), part
 
-    def _unmoved(self) -> set[str]:
-        """The parameters that hold what is drawn, each value of them."""
-        names = [name for name, parameter in self._parameters.items() if first_row(parameter) is not None]
-        if self._stacked or not names:
-            return set()
+    def _candidates(self, names: Collection[str]) -> list[str]:
+        """Such of the names as are watched and made of whole rows, which can be drawn by themselves."""
+        known = [name for name in self._parameters if name in names]
+        return [name for name in known if not self._stacked and first_row(self._parameters[name]) is not None]
+
+    def _moved(self, names: Sequence[str]) -> dict[str, float]:
+        """How far parameters are from what is drawn; those that cannot be drawn are left out."""
         moved = self.sums(names)[:, _MOVED].tolist()
-        return {name for name, apart in zip(names, moved, strict=True) if apart == 0 and name not in self.missing}
+        return {name: apart for name, apart in zip(names, moved, strict=True) if name not in self.missing}
 
 
 def drawn_by(model: nn.Module) -> Draw:

@@ -121,6 +121,30 @@ def test_a_resumed_run_draws_what_the_first_drew_and_has_no_distance_for_the_res
     assert "none in a resumed run for 3 parameters" in start.words()
 
 
+@pytest.mark.parametrize("build", [lambda: builder.build(MODEL, rng="torch"), lambda: nn.Linear(3, 4)])
+def test_of_what_may_have_been_drawn_before_a_checkpoint_nothing_counts_as_drawn_that_cannot_be(build):
+    model = build()
+    start = start_of(model, resumed=[name for name, _ in model.named_parameters()])
+    assert start.drawn == set() and start.missing == {name for name, _ in model.named_parameters()}
+    assert start.words().startswith("distance from the start: none in a resumed run for ")
+
+
+def test_what_can_be_drawn_counts_as_drawn_before_a_checkpoint_though_it_has_moved(model):
+    model.tall = nn.Linear(200, 1000)
+    with torch.no_grad():
+        model.fc.weight += 1.0
+    start = start_of(model, resumed=[name for name, _ in model.named_parameters()])
+    assert start.missing == {"tall.weight"} and len(start.drawn) == 4
+    assert distances(model, start)["fc.weight"] == pytest.approx(300.0, rel=1e-6)
+
+
+def test_a_start_is_of_the_same_parameters_under_the_same_names(model):
+    start, own = start_of(model), dict(model.named_parameters())
+    assert start.is_of(own)
+    assert not start.is_of(own | {"gain": nn.Parameter(own["gain"].detach())})
+    assert not start.is_of({name: own[name] for name in ("fc.weight", "gain")})
+
+
 def test_what_can_no_longer_be_drawn_ends_no_training(model):
     gone = []
 
