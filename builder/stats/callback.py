@@ -6,7 +6,9 @@ logged step waits for the device once, or once for each optimizer where several 
 Which gradient: the one that Lightning hands to `on_before_optimizer_step`. In pytorch-lightning 2.6
 (`plugins/precision/precision.py`, `_after_closure`) this is after gradient accumulation, after DDP has averaged and
 after a loss scaler has unscaled, and *before* gradient clipping. The clipped gradient is what the parameters hold once
-the optimizer has stepped. Under LBFGS, which evaluates the gradient several times a step, the gradient is the first.
+the optimizer has stepped. In manual optimization the gradient is the one that `step()` finds: where the module has
+called `self.clip_gradients` before it, that is the clipped one. Under LBFGS, which evaluates the gradient several times
+a step, the gradient is the first.
 
 Where a module has several optimizers (manual optimization, as of a GAN), a batch is logged as a whole, under the number
 of the last step in it that is due: the outputs of all its forwards; each gradient as it was when the optimizer of that
@@ -40,10 +42,11 @@ from builder.stats.parts import alone, gather_all
 from builder.stats.record import Recorder, Slower
 from builder.stats.recorders import Recorders
 from builder.stats.settings import check_outputs, faults, parameters_of, selector
-from builder.stats.store import Store
+from builder.stats.store import Store, take_back
 
 _log = logging.getLogger(__name__)
 _MLFLOW_BATCH = 500  # mlflow takes 1000 values at a time
+_SAVED = "drawn_parameters"  # in a checkpoint
 
 
 class ParameterStatistics(pl.Callback):
@@ -55,7 +58,11 @@ class ParameterStatistics(pl.Callback):
     processes the first one writes.
 
     A second fit of the same parameters with the same object goes on: distances stay those from the start of the first
-    fit. `cost` and `stats/cost.json` add up over all fits that write to one directory.
+    fit. What the directory holds of later steps than the one at which a fit begins is removed, so that a fit from step
+    0 begins anew, and one from a checkpoint goes on from there. `cost` and `stats/cost.json` add up over the fits that
+    went on.
+
+    Several of these may watch one fit, each into a directory of its own.
 
     Attributes:
         nonfinite: The newest logged step, and how many values of its weights and of its gradients were not finite, by
@@ -78,8 +85,9 @@ class ParameterStatistics(pl.Callback):
         stacked: Whether the first axis of every parameter counts members of a stacked model.
 
     Raises:
-        BuilderError: On a bad argument at once; when the fit starts, on a selector or a glob that matches nothing, and
-            on a module without a `model`.
+        BuilderError: On a bad argument at once; when the fit starts, on a selector or a glob that matches nothing, on
+            a module without a `model`, on parameters that are not stacked though `stacked` says so, on a directory that
+            another callback writes to, and on files in it that cannot be read.
     """
 
     def __init__(
@@ -130,7 +138,7 @@ class ParameterStatistics(pl.Callback):
         self._outputs: OutputWatch | None = None
         self._start: Start | None = None
         self._chosen: dict[str, nn.Parameter] = {}
-        self._resumed: list[str] | None = None
+        self._saved: list[str] | None = None
         self._store: Store | None = None
         self._pending: int | None = None
         self._end: float | None = None
@@ -138,6 +146,7 @@ class ParameterStatistics(pl.Callback):
         self._gathered = False
         self._clock = (0.0, 0.0, 0.0)
         self._spent = self._began = 0.0
+        self._taken = 0
         self._booked = (0, 0.0)
         self._before: Mapping[str, Any] | None = None
         self._cost: Mapping[str, Any] = self._budget.account(0.0)
@@ -145,38 +154,52 @@ class ParameterStatistics(pl.Callback):
     # ---- the fit ---------------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Chooses the parameters and opens the store."""
+        """Chooses the parameters; what can be wrong with the settings is told here."""
         model = _model(pl_module)
-        chosen = parameters_of(model, self._selector)
-        rank, several = trainer.global_rank, trainer.world_size > 1
+        self._chosen = chosen = parameters_of(model, self._selector)
+        raise_all("statistics", [*self._unstacked(), *self._shared_directory(trainer)])
+        several = trainer.world_size > 1
         self._pending = self._recorder = None
         self._budget = Budget(self._every, self._max_overhead, self._slower_every)
-        self._outputs = self._output_watch(pl_module, model)
+        self._cost = self._budget.account(0.0)
+        self._outputs = self._output_watch(trainer, pl_module, model)
         self._gathered = several and (self._outputs is not None or any(map(is_shard, chosen.values())))
         self._end = None
-        self._spent = 0.0
+        self._spent, self._taken = 0.0, 0
         counts_all = (self._gathered or not several) and len(chosen) == len(list(model.parameters()))
         self.nonfinite = (0, {}, {}) if counts_all else None
-        if self._gathered or rank == 0:
-            self._start = self._start_of(model, chosen, rank) if self._distance else None
-            optimizers = trainer.optimizers if len(trainer.optimizers) > 1 else []
-            self._together, self._most = bool(optimizers), max(len(optimizers), 1)
-            self._recorder = Recorders(chosen, optimizers, partial(self._recorder_of, rank))
-        if rank == 0:
-            run_dir = trainer.default_root_dir if self._directory is None else self._directory
-            self._store = Store(Path(run_dir), self._flush_every)
-            self._before = self._store.read_cost()
-            if self._start is not None and self._start.words():
-                _log.info(self._start.words())
         self._began = time.perf_counter()
 
-    def _start_of(self, model: nn.Module, chosen: dict[str, nn.Parameter], rank: int) -> Start:
-        resumed, self._resumed = self._resumed, None
-        same = self._chosen.keys() == chosen.keys() and all(p is self._chosen[name] for name, p in chosen.items())
-        self._chosen = chosen
-        if same and self._start is not None and resumed is None:
+    def _unstacked(self) -> list[Problem]:
+        """What is wrong with the first axes of parameters that are said to be stacked."""
+        if not self._stacked:
+            return []
+        members = {name: len(p) if p.ndim else 0 for name, p in self._chosen.items()}
+        first, most = next(((name, n) for name, n in members.items() if n), ("", 0))
+        odd = {name: f"{n} members, '{first}' has {most}" for name, n in members.items() if n != most}
+        odd |= {name: "no first axis" for name, n in members.items() if not n}
+        hint = "leave it out with stats.select.except, or watch without stacked"
+        return [Problem("stats.stacked", f"'{name}' has {what}", hint) for name, what in odd.items()]
+
+    def _run_dir(self, trainer: pl.Trainer) -> Path:
+        return Path(trainer.default_root_dir if self._directory is None else self._directory)
+
+    def _shared_directory(self, trainer: pl.Trainer) -> list[Problem]:
+        own = self._run_dir(trainer)
+        everywhere = [each._run_dir(trainer).resolve() for each in _watches(trainer)]
+        if everywhere.count(own.resolve()) == 1:
+            return []
+        what = f"more than one callback would write statistics to {own}"
+        return [Problem("stats.directory", what, "give each a directory of its own, or choose all parameters in one")]
+
+    def _start_of(self, trainer: pl.Trainer, model: nn.Module) -> Start:
+        """Initial values. Of a checkpoint without statistics those are drawn again that can be."""
+        resumed = None if trainer.ckpt_path is None else [*self._chosen] if self._saved is None else self._saved
+        self._saved = None
+        if resumed is None and self._start is not None and self._start.is_of(self._chosen):
             return self._start
-        return Start(chosen, drawn_by(model), rank=rank, stacked=self._stacked, resumed=resumed)
+        rank = trainer.global_rank
+        return Start(self._chosen, drawn_by(model), rank=rank, stacked=self._stacked, resumed=resumed)
 
     def _recorder_of(self, rank: int, parameters: Mapping[str, nn.Parameter]) -> Recorder:
         return Recorder(
@@ -188,14 +211,32 @@ class ParameterStatistics(pl.Callback):
             gather=gather_all if self._gathered else alone,
         )
 
-    def _output_watch(self, pl_module: pl.LightningModule, model: nn.Module) -> OutputWatch | None:
-        if self._patterns is None or any(map(_is_compiled, pl_module.modules())):
+    def _output_watch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, model: nn.Module) -> OutputWatch | None:
+        if self._patterns is None:
             return None
-        check_outputs(model, self._patterns)
-        return OutputWatch(model, self._patterns)
+        check_outputs(_as_written(model), self._patterns)
+        compiled = next((path for path, module in pl_module.named_modules() if _is_compiled(module)), None)
+        if compiled is None:
+            return OutputWatch(model, self._patterns)
+        if trainer.is_global_zero:
+            place = compiled or type(pl_module).__name__
+            _log.warning("outputs of layers are not measured: %s is compiled, and a hook would compile it again", place)
+        return None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the step at which the fit begins, which a checkpoint has now set."""
+        """Opens the store at the step at which the fit begins: a checkpoint has set that now, and the weights."""
+        rank, model = trainer.global_rank, _model(pl_module)
+        if self._gathered or rank == 0:
+            self._start = self._start_of(trainer, model) if self._distance else None
+            optimizers = trainer.optimizers if len(trainer.optimizers) > 1 else []
+            self._together, self._most = bool(optimizers), max(len(optimizers), 1)
+            self._recorder = Recorders(self._chosen, optimizers, partial(self._recorder_of, rank))
+        if rank == 0:
+            take_back(self._run_dir(trainer), trainer.global_step)
+            self._store = Store(self._run_dir(trainer), self._flush_every)
+            self._before = self._store.read_cost()
+            if self._start is not None and self._start.words():
+                _log.info(self._start.words())
         self._first = trainer.global_step
         self._budget.begin(self._first)
         self._booked = (self._first, time.perf_counter())
@@ -236,6 +277,7 @@ class ParameterStatistics(pl.Callback):
             self._outputs.detach()
             self._outputs.take()
         self._most = max(self._most, trainer.global_step - self._first)
+        self._taken += trainer.global_step - self._first
         self._first = trainer.global_step
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -261,16 +303,20 @@ class ParameterStatistics(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Writes what waits: a run resumed from this checkpoint finds all statistics up to it."""
+        """Writes what waits: a run resumed from this checkpoint finds all statistics up to it.
+
+        The checkpoint holds the names whose initial values are drawn again, as a resumed run cannot see from its
+        weights. They are those of all such callbacks, whose directories may be others then.
+        """
         self._flush()
+        if self._start is not None:
+            checkpoint[_SAVED] = sorted({*checkpoint.get(_SAVED, ()), *self._start.drawn})
 
-    def state_dict(self) -> dict[str, Any]:
-        """The names whose initial values are drawn again: a resumed run cannot see it from its weights."""
-        return {"drawn": sorted(self._start.drawn) if self._start is not None else []}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes what `state_dict` gave."""
-        self._resumed = list(state_dict["drawn"])
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Takes what `on_save_checkpoint` gave."""
+        self._saved = checkpoint.get(_SAVED)
 
     # ---- cost ------------------------------------------------------------------------------------------------------
 
@@ -280,8 +326,11 @@ class ParameterStatistics(pl.Callback):
         return self._cost
 
     def words(self) -> str:
-        """The same as a line of text."""
+        """The same as a line of text; of a fit that was too short for a logged step, that it was."""
         cost = self.cost
+        if not self._budget.steps and self._taken < self._every:
+            took = f"{self._taken} step{'' if self._taken == 1 else 's'}"
+            return f"no step was logged: the fit took {took}, fewer than stats.every_n_steps={self._every}"
         return (
             f"statistics of {cost['steps_logged']} steps took {cost['seconds']:.2f} s, {cost['share']:.1%} of the fit"
         )
@@ -355,6 +404,11 @@ class ParameterStatistics(pl.Callback):
         self._recorder = self._pending = self._store = None
 
 
+def _watches(trainer: pl.Trainer) -> list[ParameterStatistics]:
+    callbacks = cast(list[pl.Callback], trainer.callbacks)  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, ParameterStatistics)]
+
+
 def _model(pl_module: pl.LightningModule) -> nn.Module:
     model = getattr(pl_module, "model", None)
     if not isinstance(model, nn.Module):
@@ -378,15 +432,20 @@ def _is_compiled(module: nn.Module) -> bool:
     return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
 
 
+def _as_written(model: nn.Module) -> nn.Module:
+    """The module that `torch.compile` wrapped, whose paths are those of the source."""
+    return cast(nn.Module, getattr(model, "_orig_mod", model))
+
+
 def _clips(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
     return bool(trainer.gradient_clip_val) or is_overridden("configure_gradient_clipping", pl_module)
 
 
 def _scalars(columns: Columns, measures: Sequence[str]) -> dict[str, Any]:
-    """Values by `measure/name`, without nulls."""
+    """Values by `measure/name`, of a stacked model by `measure/name/member`, without nulls."""
     return {
-        f"{measure}/{name}": value
+        f"{measure}/{name}" if member is None else f"{measure}/{name}/{member}": value
         for measure in measures
-        for name, value in zip(columns["name"], columns[measure], strict=True)
+        for name, member, value in zip(columns["name"], columns["member"], columns[measure], strict=True)
         if value is not None
     }

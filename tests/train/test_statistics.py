@@ -1,6 +1,7 @@
 """Statistics in a real fit: what is logged, when, and that watching changes nothing (law L10)."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import builder
 from builder.errors import BuilderError
 from builder.stats import callback, record
 from builder.stats.callback import ParameterStatistics
@@ -464,6 +466,233 @@ def test_a_second_fit_with_the_same_callback_keeps_the_start_of_the_first(tmp_pa
     assert distance == [pytest.approx((other.model.fc1.weight.detach().double() - start).norm().item())]
 
 
+class SaveFirst(pl.Callback):
+    """Saves a checkpoint at the end of the first epoch."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.file)
+
+
+def losing(tmp_path, module, watches):
+    """The directory of a run of 30 steps, and its checkpoint of step 10."""
+    file = tmp_path / "saved.ckpt"
+    fit(tmp_path / "run", module, [*watches, SaveFirst(file)], limit_train_batches=10)
+    return tmp_path / "run", file
+
+
+def test_a_new_run_into_a_used_directory_begins_new_statistics(tmp_path):
+    watch = {"max_overhead": None, "every_n_steps": 5, "flush_every": 4}
+    fit(tmp_path, Lit(), [ParameterStatistics(**watch)])
+    assert steps(tmp_path) == [5, 10, 15, 20, 25, 30] and cost(tmp_path)["steps_logged"] == 6
+    fit(tmp_path, Lit(), [ParameterStatistics(**watch)], max_steps=7)
+    assert steps(tmp_path) == [5] and read_outputs(tmp_path)["step"].unique().to_list() == [5]
+    assert cost(tmp_path)["steps_logged"] == 1
+    assert [file.name for file in (tmp_path / "stats" / "parameters").iterdir()] == ["000000.parquet"]
+
+
+def test_a_run_resumed_from_an_earlier_checkpoint_leaves_no_step_that_was_abandoned(tmp_path):
+    def watch():
+        return ParameterStatistics(max_overhead=None, every_n_steps=5, flush_every=100)
+
+    run, saved = losing(tmp_path, Lit(), [watch()])
+    first = read_stats(run).filter(step=10)
+    assert steps(run) == [5, 10, 15, 20, 25, 30]
+    fit(run, Lit(), [watch()], saved, max_steps=22, limit_train_batches=10)
+    assert steps(run) == [5, 10, 15, 20]
+    assert read_outputs(run)["step"].unique().sort().to_list() == [5, 10, 15, 20]
+    assert read_stats(run).filter(step=10).equals(first)
+    assert cost(run)["steps_logged"] == 6 + 2, "what was abandoned has cost time as well"
+
+
+def test_a_second_fit_of_one_trainer_goes_on(tmp_path):
+    watch = ParameterStatistics(max_overhead=None, every_n_steps=5)
+    module = Lit()
+    trainer = fit(tmp_path, module, [watch], max_steps=10)
+    trainer.fit_loop.epoch_loop.max_steps = 20
+    trainer.fit(module, batches())
+    assert steps(tmp_path) == [5, 10, 15, 20] and cost(tmp_path)["steps_logged"] == 4
+
+
+def test_a_broken_file_is_told_when_a_fit_goes_on_and_goes_when_one_begins(tmp_path):
+    watch = ParameterStatistics(max_overhead=None, every_n_steps=5)
+    run, saved = losing(tmp_path, Lit(), [watch])
+    (run / "stats" / "parameters" / "000000.parquet").write_bytes(b"x")
+    module = Lit()
+    with pytest.raises(BuilderError, match=r"000000\.parquet: cannot be read"):
+        fit(run, module, [ParameterStatistics()], saved)
+    assert module.losses == []
+    fit(run, Lit(), [ParameterStatistics(max_overhead=None, every_n_steps=5)], max_steps=5)
+    assert steps(run) == [5]
+
+
+class Built(Lit):
+    """A module around a model of which each parameter's initial values can be drawn again."""
+
+    def __init__(self, **options):
+        super().__init__()
+        layers = {
+            "fc": {"kind": "Linear", "in_features": 8, "out_features": 16},
+            "head": {"kind": "Linear", "in_features": 16, "out_features": 3},
+        }
+        inputs = {"x": {"shape": ["batch", 8]}}
+        self.model = builder.build({"inputs": inputs, "layers": layers, "forward": "head(relu(fc(x)))"}, **options)
+
+    def on_before_optimizer_step(self, optimizer):
+        pass
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param([], id="without statistics"),
+        pytest.param([ParameterStatistics(distance=False, outputs=None)], id="without distances"),
+    ],
+)
+def test_a_run_resumed_from_one_without_distances_has_those_from_what_is_drawn(tmp_path, before):
+    run, saved = losing(tmp_path, Built(), before)
+    module = Built()
+    start = module.model.fc.weight.detach().double().clone()
+    watch = ParameterStatistics(max_overhead=None, every_n_steps=10, slower_every=1)
+    fit(run, module, [watch], saved, max_steps=20, limit_train_batches=10)
+    distance = read_stats(run).filter(name="fc.weight", step=20)["distance"].to_list()
+    assert distance == [pytest.approx((module.model.fc.weight.detach().double() - start).norm().item(), rel=1e-5)]
+
+
+def test_what_cannot_be_drawn_has_no_distance_after_a_checkpoint_without_statistics(tmp_path, caplog):
+    run, saved = losing(tmp_path, Built(rng="torch"), [])
+    watch = ParameterStatistics(max_overhead=None, every_n_steps=10, slower_every=1)
+    with caplog.at_level(logging.INFO, logger="builder"):
+        fit(run, Built(rng="torch"), [watch], saved, max_steps=20, limit_train_batches=10)
+    assert read_stats(run).filter(step=20)["distance"].null_count() == 4
+    assert "none in a resumed run for 4 parameters" in caplog.text and "kept on the CPU" not in caplog.text
+
+
+def test_weights_that_were_loaded_before_a_fit_are_where_it_starts(tmp_path):
+    module = Built()
+    with torch.no_grad():
+        module.model.fc.weight += 1.0
+    start = module.model.fc.weight.detach().double().clone()
+    watch = ParameterStatistics(max_overhead=None, every_n_steps=10, slower_every=1)
+    run, saved = losing(tmp_path, module, [watch])
+    distance = read_stats(run).filter(name="fc.weight", step=30)["distance"].to_list()
+    assert distance == [pytest.approx((module.model.fc.weight.detach().double() - start).norm().item(), rel=1e-5)]
+    watch = ParameterStatistics(max_overhead=None, every_n_steps=10, slower_every=1)
+    fit(run, Built(), [watch], saved, max_steps=20, limit_train_batches=10)
+    again = read_stats(run).filter(step=20)
+    assert again.filter(again["distance"].is_null())["name"].to_list() == ["fc.weight"], "what the checkpoint says"
+
+
+def test_what_a_test_run_loads_is_not_what_the_next_fit_goes_on_from(tmp_path):
+    module, watch = Lit(), ParameterStatistics(max_overhead=None, every_n_steps=10, slower_every=1)
+    module.test_step = lambda batch, batch_idx: None
+    start = module.model.fc1.weight.detach().double().clone()
+    _, saved = losing(tmp_path, module, [watch])
+    trainer = pl.Trainer(
+        callbacks=[watch], logger=False, accelerator="cpu", enable_progress_bar=False, enable_checkpointing=False
+    )
+    trainer.test(module, DataLoader(batches().dataset, batch_size=8), ckpt_path=saved, verbose=False)
+    fit(tmp_path / "on", module, [watch], max_steps=10)
+    distance = read_stats(tmp_path / "on").filter(name="fc1.weight")["distance"].to_list()
+    assert distance == [pytest.approx((module.model.fc1.weight.detach().double() - start).norm().item())]
+
+
+def test_two_callbacks_watch_one_fit_each_into_its_own_directory(tmp_path):
+    def watches(into):
+        one = ParameterStatistics(max_overhead=None, every_n_steps=5, slower_every=1, directory=tmp_path / into / "all")
+        two = ParameterStatistics(
+            max_overhead=None,
+            every_n_steps=2,
+            slower_every=1,
+            directory=tmp_path / into / "first",
+            select={"match": "fc.*"},
+        )
+        return [one, two]
+
+    _, saved = losing(tmp_path, Built(), watches("before"))
+    fit(tmp_path, Built(), watches("on"), saved, max_steps=20, limit_train_batches=10)
+    assert steps(tmp_path / "before" / "all") == [5, 10, 15, 20, 25, 30] and steps(tmp_path / "on" / "all") == [15, 20]
+    assert steps(tmp_path / "on" / "first") == [12, 14, 16, 18, 20]
+    for name in ("all", "first"):
+        assert read_stats(tmp_path / "on" / name)["distance"].null_count() == 0
+    assert set(read_stats(tmp_path / "on" / "first")["name"]) == {"fc.weight", "fc.bias"}
+    assert read_outputs(tmp_path / "on" / "first")["layer"].unique().sort().to_list() == (
+        read_outputs(tmp_path / "on" / "all")["layer"].unique().sort().to_list()
+    )
+
+
+@pytest.mark.parametrize("directory", [None, "."], ids=["the same", "the same in other words"])
+def test_two_callbacks_that_write_to_one_directory_are_refused(tmp_path, directory, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = Lit()
+    watches = [ParameterStatistics(), ParameterStatistics(directory=directory, select={"match": "fc1.*"})]
+    with pytest.raises(BuilderError, match=r"stats\.directory: more than one callback would write .*\n.*of its own"):
+        fit(tmp_path, module, watches)
+    assert module.losses == [] and not (tmp_path / "stats").exists()
+
+
+class Stack(nn.Module):
+    """Three members, which see the same batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(3, 8, 3)), nn.Parameter(torch.zeros(3, 3))
+
+    def forward(self, x):
+        return (torch.einsum("bi,mij->bmj", x, self.weight) + self.bias).mean(1)
+
+
+def stacked(**parameters):
+    module = Lit()
+    module.on_before_optimizer_step = lambda optimizer: None
+    module.model = Stack()
+    for name, value in parameters.items():
+        setattr(module.model, name, nn.Parameter(value))
+    return module
+
+
+def test_loggers_get_each_member_of_a_stacked_model(tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr(TensorBoardLogger, "log_metrics", lambda self, metrics, step: sent.append(metrics))
+    watch = ParameterStatistics(max_overhead=None, every_n_steps=5, stacked=True, to_loggers=["rms"])
+    fit(tmp_path, stacked(), [watch], max_steps=5, logger=TensorBoardLogger(tmp_path))
+    rows = read_stats(tmp_path)
+    assert rows["member"].to_list() == [0, 1, 2] * 2
+    keys = [f"rms/{name}/{member}" for name in ("weight", "bias") for member in range(3)]
+    assert sent == [dict(zip(keys, rows["rms"], strict=True))]
+
+
+@pytest.mark.parametrize(
+    ("odd", "what"),
+    [
+        pytest.param(torch.tensor(1.0), "'odd' has no first axis", id="a single number"),
+        pytest.param(torch.ones(4, 2), "'odd' has 4 members, 'weight' has 3", id="another number of members"),
+    ],
+)
+def test_parameters_that_are_not_stacked_are_refused_by_name(tmp_path, odd, what):
+    module = stacked(odd=odd)
+    with pytest.raises(BuilderError, match=rf"stats\.stacked: {what}\n.*stats\.select") as raised:
+        fit(tmp_path, module, [ParameterStatistics(stacked=True)])
+    assert len(raised.value.problems) == 1 and module.losses == []
+    watch = ParameterStatistics(every_n_steps=1, stacked=True, select={"except": "odd"})
+    fit(tmp_path, stacked(odd=odd), [watch], max_steps=1)
+    assert set(read_stats(tmp_path)["name"]) == {"weight", "bias"}
+
+
+def test_a_fit_too_short_for_a_logged_step_says_so(tmp_path):
+    watch = ParameterStatistics(every_n_steps=50)
+    trainer = fit(tmp_path, Lit(), [watch], max_steps=19, limit_train_batches=19)
+    assert watch.words() == "no step was logged: the fit took 19 steps, fewer than stats.every_n_steps=50"
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    fit(tmp_path, Lit(), [watch], tmp_path / "last.ckpt", max_steps=20, limit_train_batches=19)
+    assert watch.words().startswith("no step was logged: the fit took 1 step, ")
+    fit(tmp_path, Lit(), [watch], tmp_path / "last.ckpt", max_steps=50, limit_train_batches=19)
+    assert watch.words().startswith("statistics of 1 steps took ")
+
+
 def test_a_module_without_a_model_is_refused_with_what_to_do(tmp_path):
     module = Lit()
     module.net, module.model = module.model, None
@@ -566,12 +795,21 @@ def test_a_logger_whose_package_is_missing_is_refused_with_its_name(command, pac
 # ---- several processes ---------------------------------------------------------------------------------------------
 
 
-def test_a_model_with_a_compiled_layer_trains_and_its_outputs_are_not_watched(tmp_path):
+def test_a_model_with_a_compiled_layer_trains_and_it_is_said_that_its_outputs_are_not_watched(tmp_path, caplog):
     module = Lit()
     module.model.fc1 = torch.compile(module.model.fc1, backend="eager")
     fit(tmp_path, module, [ParameterStatistics(max_overhead=None, every_n_steps=1)], max_steps=2)
     assert steps(tmp_path) == [1, 2]
     assert read_outputs(tmp_path).is_empty()
+    assert caplog.text.count("outputs of layers are not measured: model.fc1 is compiled") == 1
+
+
+def test_globs_of_outputs_are_checked_in_a_compiled_model_as_well(tmp_path):
+    module = Lit()
+    module.model = torch.compile(module.model, backend="eager")
+    with pytest.raises(BuilderError, match=r"stats\.outputs: 'fc3' matches no layer\n.*did you mean 'fc"):
+        fit(tmp_path, module, [ParameterStatistics(outputs=["fc1", "fc3"])])
+    assert module.losses == []
 
 
 @pytest.fixture(scope="module")
