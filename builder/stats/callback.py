@@ -43,6 +43,7 @@ from builder.stats.record import Recorder, Slower
 from builder.stats.recorders import Recorders
 from builder.stats.settings import check_outputs, faults, parameters_of, selector
 from builder.stats.store import Store, take_back
+from builder.stats.verdicts import listed
 
 _log = logging.getLogger(__name__)
 _MLFLOW_BATCH = 500  # mlflow takes 1000 values at a time
@@ -214,7 +215,9 @@ class ParameterStatistics(pl.Callback):
     def _output_watch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, model: nn.Module) -> OutputWatch | None:
         if self._patterns is None:
             return None
-        check_outputs(_as_written(model), self._patterns)
+        written = _as_written(model)
+        if not any(hasattr(module, "_orig_mod") for module in written.modules()):  # the paths are those of the source
+            check_outputs(written, self._patterns)
         compiled = next((path for path, module in pl_module.named_modules() if _is_compiled(module)), None)
         if compiled is None:
             return OutputWatch(model, self._patterns)
@@ -292,6 +295,12 @@ class ParameterStatistics(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes what waits and lets go of the copies of the weights."""
+        if self._recorder is not None and self._budget.steps and self._recorder.uncaught and trainer.is_global_zero:
+            _log.warning(
+                "no logged batch had a step of the optimizer of %s: where optimizers take turns by batch, choose a "
+                "stats.every_n_steps that has no factor in common with their number",
+                listed(self._recorder.uncaught),
+            )
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

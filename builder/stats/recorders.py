@@ -38,10 +38,13 @@ class Recorders:
             for p in group["params"]
         }
         self._all: list[tuple[Optimizer | None, Recorder]] = []
+        self._uncaught: dict[Recorder, list[str]] = {}
         for number, optimizer in enumerate(optimizers or [None]):
             own = {name: p for name, p in parameters.items() if owner.get(p, 0) == number}
             if own:
-                self._all.append((optimizer, make(own)))
+                recorder = make(own)
+                self._all.append((optimizer, recorder))
+                self._uncaught[recorder] = [name for name, p in own.items() if p in owner and p.requires_grad]
         self._armed: list[Recorder] = []
         self.extra_seconds = 0.0
 
@@ -56,13 +59,20 @@ class Recorders:
         """What all recorders recorded, as one step; of parameters whose optimizer did not step, the weights alone."""
         recorders = [recorder for _, recorder in self._all]
         for recorder in recorders:
-            if recorder not in self._armed:
+            if recorder in self._armed:
+                self._uncaught.pop(recorder, None)
+            else:
                 recorder.no_step()
         found = [recorder.after_step(step, epoch, **settings) for recorder in recorders]
         self.extra_seconds = sum(recorder.extra_seconds for recorder in recorders)
         self.forget()
         first = found[0]  # which took what all hooks have seen
         return Recorded(self._in_order([each.parameters for each in found]), first.outputs, first.clock)
+
+    @property
+    def uncaught(self) -> list[str]:
+        """Trainable parameters whose optimizer has stepped in no batch that was recorded."""
+        return [*chain.from_iterable(self._uncaught.values())]
 
     @property
     def is_armed(self) -> bool:

@@ -281,8 +281,9 @@ class InTurn(Gan):
         optimizer.step()
 
 
-def test_parameters_whose_optimizer_never_steps_in_a_logged_batch_have_their_weights_recorded(tmp_path):
-    fit(tmp_path, InTurn(), [ParameterStatistics(every_n_steps=2)], max_steps=12)
+def test_parameters_whose_optimizer_never_steps_in_a_logged_batch_have_their_weights_recorded(tmp_path, caplog):
+    fit(tmp_path, InTurn(), [ParameterStatistics(max_overhead=None, every_n_steps=2)], max_steps=12)
+    assert caplog.text.count("no logged batch had a step of the optimizer of make.weight, make.bias: ") == 1
     rows = read_stats(tmp_path)
     assert set(rows["name"]) == set(GAN_NAMES)
     make, judge = (rows.filter(rows["name"] == f"{name}.weight") for name in ("make", "judge"))
@@ -290,6 +291,20 @@ def test_parameters_whose_optimizer_never_steps_in_a_logged_batch_have_their_wei
     assert make["rms"].is_not_null().all()
     table = [{"name": name, "trainable": True, "tied_to": None, "shape": [8]} for name in GAN_NAMES]
     assert not [verdict for verdict in verdicts(rows, read_outputs(tmp_path), table) if verdict.kind == "still"]
+
+
+@pytest.mark.parametrize(
+    ("module", "every"),
+    [
+        pytest.param(InTurn, 3, id="in turn"),
+        pytest.param(InTurn, 20, id="nothing is logged"),
+        pytest.param(Gan, 2, id="both in each batch"),
+        pytest.param(Lit, 2, id="one optimizer"),
+    ],
+)
+def test_nothing_is_said_where_all_optimizers_step_in_logged_batches(tmp_path, module, every, caplog):
+    fit(tmp_path, module(), [ParameterStatistics(max_overhead=None, every_n_steps=every)], max_steps=12)
+    assert "no logged batch" not in caplog.text
 
 
 @pytest.mark.parametrize("toggle", [False, True], ids=["plain", "toggled"])
@@ -802,6 +817,14 @@ def test_a_model_with_a_compiled_layer_trains_and_it_is_said_that_its_outputs_ar
     assert steps(tmp_path) == [1, 2]
     assert read_outputs(tmp_path).is_empty()
     assert caplog.text.count("outputs of layers are not measured: model.fc1 is compiled") == 1
+
+
+def test_a_glob_of_outputs_within_a_compiled_layer_is_no_mistake(tmp_path):
+    module = Lit()
+    module.model = nn.Sequential(torch.compile(module.model, backend="eager"))
+    module.on_before_optimizer_step = lambda optimizer: None
+    fit(tmp_path, module, [ParameterStatistics(every_n_steps=1, outputs="0.fc1")], max_steps=1)
+    assert steps(tmp_path) == [1]
 
 
 def test_globs_of_outputs_are_checked_in_a_compiled_model_as_well(tmp_path):
