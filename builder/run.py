@@ -12,7 +12,8 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_type_hints
 
@@ -25,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, WandbLogger
 from rich.console import Console
 from rich.table import Table
 
@@ -87,15 +88,16 @@ def run(config: DictConfig, origin: Origin, console: Console | None = None) -> d
     _write_model(directory, lit, plan.proof.source.text, console)
     for report in plan.proof.pretrained:
         console.print(str(report), soft_wrap=True, highlight=False)
-    try:
-        fitted = _fit(trainer, lit, data, checkpoint)
-        _say_cost(trainer, console)
-        metrics = _final_metrics(trainer, lit, data, test=bool(config.test))
-        _write_weights(directory, trainer, lit)
-    except BaseException as err:
-        located = origin.locate(err) if isinstance(err, BuilderError) else err
-        _leave(directory, located, time.perf_counter() - started, report=trainer.is_global_zero)
-        raise
+    with _closed(trainer.loggers):
+        try:
+            fitted = _fit(trainer, lit, data, checkpoint)
+            _say_cost(trainer, console)
+            metrics = _final_metrics(trainer, lit, data, test=bool(config.test))
+            _write_weights(directory, trainer, lit)
+        except BaseException as err:
+            located = origin.locate(err) if isinstance(err, BuilderError) else err
+            _leave(directory, located, time.perf_counter() - started, report=trainer.is_global_zero)
+            raise
     references = {str(key): float(value) for key, value in getattr(data, "references", {}).items()}
     write_result(directory, "ok", time.perf_counter() - started, metrics=metrics, references=references)
     if trainer.is_global_zero:
@@ -214,6 +216,19 @@ def _fit(trainer: pl.Trainer, lit: LitModule, data: pl.LightningDataModule, chec
         problem = Problem("trainer", str(err).splitlines()[0], "mend the trainer's settings")
         raise BuilderError("config", [problem]) from err
     return time.perf_counter() - started
+
+
+@contextmanager
+def _closed(loggers: Sequence[Logger]) -> Iterator[None]:
+    """Ends a run at wandb as well, which keeps one to a process: the next job of a sweep would be written into it."""
+    code = 1
+    try:
+        yield
+        code = 0
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbLogger) and logger._experiment is not None:  # `experiment` would begin one
+                logger._experiment.finish(code)
 
 
 def _say_cost(trainer: pl.Trainer, console: Console) -> None:

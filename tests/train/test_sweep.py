@@ -2,6 +2,8 @@
 
 import csv
 
+import pytest
+
 SMALL = ["trainer=cpu", "trainer.max_epochs=1", "stats=none", "logger=none"]
 
 
@@ -46,3 +48,14 @@ def test_sweep_in_which_all_runs_end_has_exit_code_0(command):
     ended = command(*SMALL, "model.args.hidden=8", "seed=0,1", sweep=True)
     assert ended.code == 0
     assert [(g["runs"], g["failed"]) for g in rows(ended.directory / "results.csv")] == [("2", "0")]
+
+
+@pytest.mark.filterwarnings("ignore")  # what wandb warns of is its own
+@pytest.mark.parametrize(("rate", "code"), [("1e-3", 0), ("1e9", 1)], ids=["that end", "that fail"])
+def test_each_job_of_a_sweep_is_a_run_of_its_own_at_wandb(command, monkeypatch, rate, code):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    overrides = ["trainer=cpu", "trainer.max_epochs=1", "stats=none", "logger=wandb", "seed=0,1"]
+    ended = command(*overrides, f"optimizer.lr={rate}", sweep=True)
+    assert (ended.code, wandb.run) == (code, None)
+    assert [len(list(ended.directory.glob(f"{job}/wandb/offline-run-*/run-*.wandb"))) for job in (0, 1)] == [1, 1]
