@@ -1,6 +1,7 @@
 """Progress of a run: a bar in a terminal, and elsewhere (a log file, a batch job) a line now and then.
 
-A run that is interrupted, by Ctrl-C or an error, leaves a checkpoint to go on from.
+A run that is interrupted, by Ctrl-C or an error, leaves a checkpoint to go on from. No state is saved whose trainable
+weights are not finite: it would stand where the last good one does.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from torch import Tensor
+
+from builder.stats.guards import nonfinite_weights
 
 SECONDS = 10.0  # between two lines
+_LOST = "its weights are not finite"
 
 
 def is_terminal() -> bool:
@@ -25,11 +30,35 @@ def progress() -> pl.Callback:
     return RichProgressBar(leave=False) if is_terminal() else ProgressLines()
 
 
-class BestCheckpoint(ModelCheckpoint):
+def is_sound(trainer: pl.Trainer) -> bool:
+    """Whether all trainable weights are finite in all processes, which have to ask together.
+
+    A frozen weight or a buffer may be infinite on purpose, as in a mask.
+    """
+    module = trainer.lightning_module
+    trainable = {name.removeprefix("model.") for name, p in module.named_parameters() if p.requires_grad}
+    sound = trainable.isdisjoint(nonfinite_weights(module))
+    return trainer.strategy.reduce_boolean_decision(sound)
+
+
+class _SoundCheckpoint(ModelCheckpoint):
+    """Saves nothing, and says so once, while a trainable weight is not finite."""
+
+    _has_said = False
+
+    def _save_topk_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if is_sound(trainer):
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+        elif trainer.is_global_zero and not self._has_said:
+            self._has_said = True
+            print(f"{self.filename}.ckpt: not saved at step {trainer.global_step}; {_LOST}", file=sys.stderr)
+
+
+class BestCheckpoint(_SoundCheckpoint):
     """Keeps the best state; of its own class, for Lightning takes no two callbacks of one class and equal settings."""
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(_SoundCheckpoint):
     """Keeps the newest state: `save_last` copies what was saved last, which is the best (pytorch-lightning 2.6)."""
 
 
@@ -47,8 +76,8 @@ class SaveOnException(pl.Callback):
         """Saves, and says how to go on."""
         if not (trainer.training and trainer.global_step):
             return
-        if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
-            print(f"stopped at step {trainer.global_step}; its weights are not finite: not saved", file=sys.stderr)
+        if not is_sound(trainer):
+            print(f"stopped at step {trainer.global_step}; {_LOST}: not saved", file=sys.stderr)
         else:
             trainer.save_checkpoint(self.file)
             print(f"stopped at step {trainer.global_step}; go on with ckpt_path={self.file}", file=sys.stderr)

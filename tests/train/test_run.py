@@ -37,6 +37,18 @@ class Breaks(pl.Callback):
         1 / 0  # noqa: B018
 
 
+class Overwrites(pl.Callback):
+    """Gives a parameter another value from a step on."""
+
+    def __init__(self, step: int, name: str, value: str) -> None:
+        self.step, self.name, self.value = step, name, float(value)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step >= self.step:
+            with torch.no_grad():
+                pl_module.model.get_parameter(self.name).fill_(self.value)
+
+
 def test_run_leaves_its_config_source_table_metrics_events_statistics_and_checkpoints(command):
     ended = command(*SMALL, "stats.every_n_steps=10")
     assert ended.code == 0
@@ -132,6 +144,81 @@ def test_a_training_that_fails_leaves_its_result_and_a_report_that_says_why(comm
     assert (ended.result["status"], ended.result["metrics"]) == ("failed", {})
     assert "train/loss: is nan at step 3" in ended.result["error"]
     assert "train/loss: is nan at step 3" in (ended.directory / "report.html").read_text()
+
+
+LOSE = "+callbacks.lose={{_target_: test_run.Overwrites, step: {step}, name: fc1.bias, value: {value}}}"
+
+
+@pytest.mark.parametrize("action", ["stop", "warn"])
+def test_checkpoints_of_finite_weights_outlive_those_that_are_lost(command, action):
+    epoch = 5  # steps
+    overrides = ["trainer.max_epochs=3", f"+trainer.limit_train_batches={epoch}", f"stats.on_nonfinite={action}"]
+    ended = command(*QUIET, *overrides, LOSE.format(step=2 * epoch, value="nan"))
+    assert ended.code == (2 if action == "stop" else 0)
+    for name in ("best", "last"):
+        saved = torch.load(ended.directory / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert saved["global_step"] == epoch
+        assert all(bool(value.isfinite().all()) for value in ended.weights(name).values())
+        assert ended.err.count(f"{name}.ckpt: not saved at step {2 * epoch}; its weights are not finite") == 1
+    assert not (ended.directory / "checkpoints" / "interrupted.ckpt").exists()
+
+
+def test_what_is_frozen_may_be_infinite_in_a_checkpoint(command, tmp_path):
+    stop = "+callbacks.stop={_target_: test_run.Interrupts, batches: 40}"
+    masked = ["+freeze.mask={match: fc1.bias}", "stats.on_nonfinite=ignore", LOSE.format(step=1, value="-inf")]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        command(*QUIET, "trainer.max_epochs=5", *masked, stop)
+    for name in ("last", "interrupted"):
+        saved = torch.load(tmp_path / "run" / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+        assert torch.equal(saved["model.fc1.bias"], torch.full((16,), -torch.inf))
+
+
+WORKER = """
+from pathlib import Path
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
+from torch.distributed.fsdp import fully_shard
+import builder
+from builder.lit_module import LitModule
+from builder.progress import LastCheckpoint
+from test_run import PLAIN
+
+sharded = sys.argv[3] == "sharded"
+
+
+class Loses(LitModule):
+    def configure_model(self):
+        if sharded and not hasattr(self.model.fc.weight, "device_mesh"):
+            fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
+
+    def on_train_epoch_end(self):
+        if self.current_epoch == 1 and self.global_rank == 1:
+            with torch.no_grad():
+                weight = self.model.fc.weight
+                (weight.to_local() if sharded else weight)[-1].fill_(float("nan"))
+
+
+lit = builder.lightning_module(PLAIN)
+lit.__class__ = Loses
+loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(8, 3), torch.zeros(8, 4)), batch_size=2)
+strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=False) if sharded else DDPStrategy()
+trainer = pl.Trainer(
+    accelerator="cpu", devices=2, strategy=strategy, max_epochs=2, logger=False, enable_progress_bar=False,
+    callbacks=[LastCheckpoint(folder, "last", enable_version_counter=False)], enable_model_summary=False,
+)
+trainer.fit(lit, loader)
+if trainer.global_rank == 0:
+    saved = torch.load(Path(folder) / "last.ckpt", weights_only=True)
+    assert saved["epoch"] == 0 and saved["state_dict"]["model.fc.weight"].isfinite().all()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["data-parallel", "sharded"])
+def test_processes_agree_not_to_save_what_one_of_them_has_lost(two_processes, how):
+    two_processes(WORKER, how)
 
 
 def test_a_fault_in_code_leaves_them_as_well(command, tmp_path):
