@@ -155,7 +155,7 @@ def make_trainer(config: DictConfig, directory: Path) -> pl.Trainer:
     """The Lightning trainer of a config, with its callbacks and loggers.
 
     Raises:
-        BuilderError: An unknown key of `trainer`, or hardware that is not there.
+        BuilderError: An unknown key of `trainer`, hardware that is not there, or a callback that a run has already.
     """
     settings = _plain(config.trainer, "trainer")
     raise_all("config", _check_trainer(settings))
@@ -177,6 +177,15 @@ def make_trainer(config: DictConfig, directory: Path) -> pl.Trainer:
             else "mend the trainer's settings"
         )
         raise BuilderError("config", [Problem("trainer", str(err).splitlines()[0], hint)]) from err
+    except RuntimeError as err:  # two callbacks whose states a checkpoint could not tell apart, and the like
+        what = str(err).splitlines()[0]
+        about_callbacks = "callback" in what
+        address, hint = (
+            ("callbacks", "leave all but one out; a run has some of its own, such as those of `stats`")
+            if about_callbacks
+            else ("trainer", "mend the trainer's settings")
+        )
+        raise BuilderError("config", [Problem(address, what, hint)]) from err
 
 
 def _callbacks(config: DictConfig, directory: Path) -> list[pl.Callback]:

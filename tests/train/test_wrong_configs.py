@@ -247,6 +247,11 @@ PARAMETER = "+model.layers.w={kind:Parameter,shape:[10]}"
             "mend callbacks.x._target_", id="a callback that is none",
         ),
         pytest.param(["callbacks=3"], "callbacks (override", "got 3", "by name", id="a number for the callbacks"),
+        pytest.param(
+            ["stats=default", "+callbacks.x={_target_: builder.stats.callback.ParameterStatistics}"], "callbacks (config.yaml",
+            "more than one stateful callback of type `ParameterStatistics`", "leave all but one out",
+            id="a callback that the run has already",
+        ),
     ],
 )  # fmt: skip
 def test_wrong_config_is_refused_with_address_cause_and_remedy(command, overrides, address, cause, remedy):
