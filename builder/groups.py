@@ -272,7 +272,7 @@ def _rehearse(config: Mapping[str, Any], groups: Sequence[Group], proof: Proof) 
     for group in groups:
         problems = check_optimizer({**plain, **group.settings}) if group.settings else []
         if problems:
-            rules = next((rules for rules in group.rules.values() if rules), ())
+            rules = [name for rules in group.rules.values() for name in rules if name in (config.get("groups") or {})]
             address = f"optimizer.groups.{rules[-1]}" if rules else "optimizer"
             return [replace(problem, address=address) for problem in problems]
     settings = {key: value for key, value in config.items() if key != "fused"}  # of no matter here, and not for meta

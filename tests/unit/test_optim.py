@@ -322,6 +322,13 @@ def test_optimizer_without_learning_rates_for_mup_is_refused():
     assert "AdamW" in problem.hint and "SGD" in problem.hint
 
 
+def test_setting_that_torch_refuses_is_told_of_its_rule_where_mup_scales_the_rate():
+    rules = {"mine": {"match": "h.0.weight", "betas": [0.9, 2]}}
+    _, (problem,) = plan_groups({**ADAMW, "groups": rules}, scaled("h.0.weight", "h.1.weight"))
+    assert problem.address == "optimizer.groups.mine"
+    assert "Invalid beta parameter" in problem.what
+
+
 def test_torch_is_given_each_trainable_parameter_once_with_its_name():
     proof = prove(MODEL, freeze={"bias": {"match": "norm.bias"}})
     groups, _ = plan_groups({**ADAMW, "groups": {"h": {"match": "h.*", "weight_decay": 0}}}, proof)
