@@ -97,7 +97,7 @@ def prove(
         args: Values for the model's args.
         init: A policy for every matrix, a mapping of named init rules that win over the model's, or None.
         freeze: Named freeze rules in addition to the model's.
-        allow: Prefixes of dotted names under which kinds and policies may be of the caller's own.
+        allow: Prefixes of dotted names, or one, under which kinds and policies may be of the caller's own.
         places: Where the keys of a mapping stand, for messages.
         name: A name for the model, if it is not that of the file.
         scheme_name: What the parameter table calls the rules of `init`.
@@ -105,6 +105,7 @@ def prove(
     Raises:
         BuilderError: The model is refused, with all problems of the stage that refused it.
     """
+    allow = [allow] if isinstance(allow, str) else allow
     loaded = load(source, args, places=places, name=name)
     scheme = read_scheme(init)
     freeze_outside = read_freeze(freeze or {})
@@ -191,7 +192,7 @@ def build(
         args: Values for the model's args.
         init: A policy for every matrix, a mapping of named init rules that win over the model's, or None.
         freeze: Named freeze rules in addition to the model's.
-        allow: Prefixes of dotted names under which kinds and policies may be of the caller's own.
+        allow: Prefixes of dotted names, or one, under which kinds and policies may be of the caller's own.
         seed: The init seed.
         rng: `keyed`: a stream for each parameter; `torch`: the bits of the hand-written module after
             `torch.manual_seed`.
@@ -229,11 +230,15 @@ def _inputs(proof: Proof, batch: torch.Tensor | Sequence[torch.Tensor] | Mapping
     """The tensors of a batch under the names of the model's inputs.
 
     Raises:
-        BuilderError: A name that the model has not, one that is missing, or a shape or range that is not as declared.
+        BuilderError: It is no batch, has a name that the model has not or lacks one, or a shape or range is not as
+            declared.
     """
     declared = proof.loaded.spec.inputs
     if isinstance(batch, torch.Tensor):
         batch = (batch,)
+    if isinstance(batch, str) or not isinstance(batch, Mapping | Sequence):
+        hint = "give a tensor, a tuple of tensors, or a mapping by name"
+        raise BuilderError("build", [Problem("batch", f"is a {type(batch).__name__}", hint)])
     given = dict(batch) if isinstance(batch, Mapping) else dict(zip(declared, batch, strict=False))
     problems = [
         Problem(f"batch.{name}", f"the model has no input {name!r}", did_you_mean(name, declared))

@@ -170,7 +170,7 @@ def plan_run(
     Args:
         config: A config with `model`, `task`, `optimizer`, and optionally `init`, `freeze`, `scheduler`, `seed`,
             `init_seed`, `rng`.
-        allow: Prefixes of dotted names under which kinds and policies may be of the caller's own.
+        allow: Prefixes of dotted names, or one, under which kinds and policies may be of the caller's own.
         places: Where the model's keys stand, for messages.
         name: The model's name.
         scheme_name: What the parameter table calls the rules of `init`.

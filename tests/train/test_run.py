@@ -49,6 +49,10 @@ class Overwrites(pl.Callback):
                 pl_module.model.get_parameter(self.name).fill_(self.value)
 
 
+class Twice(torch.nn.Linear):
+    """A layer of a caller's own."""
+
+
 def test_run_leaves_its_config_source_table_metrics_events_statistics_and_checkpoints(command):
     ended = command(*SMALL, "stats.every_n_steps=10")
     assert ended.code == 0
@@ -318,6 +322,23 @@ def test_frozen_parameters_never_reach_the_optimizer(given):
 def test_missing_section_is_named(refusal, section):
     problem = refusal(builder.lightning_module, {key: value for key, value in PLAIN.items() if key != section})
     assert (problem.address, problem.what) == (section, "is missing")
+
+
+def test_one_allowed_prefix_may_be_given_as_a_text(refusal):
+    model = copy.deepcopy(PLAIN["model"])
+    model["layers"]["fc"]["kind"] = f"{__name__}.Twice"
+    config = {**PLAIN, "model": model}
+    for built in (builder.build(model, allow=__name__), builder.lightning_module(config, allow=__name__).model):
+        assert isinstance(built.fc, Twice)
+    assert builder.prove(model, allow=__name__).parameters[0].kind == "Twice"
+    assert refusal(builder.prove, model, allow="mypack").hint == "allowed: mypack"
+
+
+@pytest.mark.parametrize("batch", [5, "x", (torch.zeros(2, 3) for _ in range(1))], ids=["number", "text", "generator"])
+def test_what_is_no_batch_is_refused(refusal, batch):
+    problem = refusal(builder.build, PLAIN["model"], batch=batch)
+    assert (problem.address, problem.what) == ("batch", f"is a {type(batch).__name__}")
+    assert problem.hint == "give a tensor, a tuple of tensors, or a mapping by name"
 
 
 def test_parameters_json_is_the_table_of_the_library(command):
