@@ -43,6 +43,7 @@ class Explanation:
         std: Standard deviation as drawn.
         z: Standard errors between drawn and theoretical mean and std; a row kept at zero is left out.
         seed: The init seed of the drawn values.
+        awaits_batch: Whether the drawn values are still to be scaled on a batch (`lsuv`).
     """
 
     row: Row
@@ -57,6 +58,7 @@ class Explanation:
     std: float
     z: tuple[float, float] | None
     seed: int
+    awaits_batch: bool = False
 
 
 def explain(proof: Proof, name: str, *, seed: int = 0, rng: str = "keyed") -> Explanation:
@@ -90,6 +92,7 @@ def explain(proof: Proof, name: str, *, seed: int = 0, rng: str = "keyed") -> Ex
         std=_wide(values).std().item() if values.numel() > 1 else 0.0,
         z=theory.z_scores(drawn) if theory else None,
         seed=seed,
+        awaits_batch=decision.policy == "lsuv",
     )
 
 
@@ -177,7 +180,9 @@ def lines(found: Explanation, group: Group | None = None) -> list[tuple[str, str
         bounds = f", within [{found.theory.low:.6g}, {found.theory.high:.6g}]" if bounded else ""
         shown.append(("in theory", f"mean {found.theory.mean:.4g}, std {found.theory.std:.4g}{bounds}"))
     z = [f" (z = {score:+.1f})" for score in found.z] if found.z else ["", ""]
-    shown.append(("as drawn", f"mean {found.mean:.4g}{z[0]}, std {found.std:.4g}{z[1]}, at init_seed {found.seed}"))
+    before = ", before it is scaled on a batch" if found.awaits_batch else ""
+    drawn = f"mean {found.mean:.4g}{z[0]}, std {found.std:.4g}{z[1]}, at init_seed {found.seed}{before}"
+    shown.append(("as drawn", drawn))
     shown.append(("state", state(row)))
     if group is not None:
         settings = ", ".join(f"{key} {_short(value)}" for key, value in group.settings.items())

@@ -149,16 +149,29 @@ def render_table(table: Sequence[Row], title: str) -> Table:
     for row in table:
         size = " × ".join(map(str, row.shape)) or "scalar"
         values = "" if row.tied_to else f"{row.numel:,}"
-        shown.add_row(row.name, size, row.dtype, row.kind, row.rule if not row.tied_to else "", state(row), values)
+        shown.add_row(row.name, size, row.dtype, row.kind, row.rule if not row.tied_to else "", _in_column(row), values)
     return shown
 
 
 def state(row: Row) -> str:
-    """Whether a parameter is trained, frozen or tied, in a few words."""
+    """Whether a parameter is trained, frozen or tied, in a few words; of a tied one, its owner's state as well."""
     if row.kind == "buffer":
         return "saved" if row.persistent else "not saved"
-    if row.tied_to:
-        return f"tied to {row.tied_to}{' (transposed)' if row.transposed else ''}"
+    return f"{_tied(row)}, which is {_trained(row)}" if row.tied_to else _trained(row)
+
+
+def _in_column(row: Row) -> str:
+    """The state for a narrow column; that a tied one's owner is trainable stands at the owner."""
+    if not row.tied_to:
+        return state(row)
+    return _tied(row) if _trained(row) == "trainable" else f"{_tied(row)}:\n{_trained(row)}"
+
+
+def _tied(row: Row) -> str:
+    return f"tied to {row.tied_to}{' (transposed)' if row.transposed else ''}"
+
+
+def _trained(row: Row) -> str:
     if not row.trainable:
         return f"frozen ({row.frozen_by})" if row.frozen_by else "frozen"
     return f"frozen {', '.join(row.held)}" if row.held else "trainable"

@@ -9,6 +9,7 @@ import builder
 from builder.cli import main
 from builder.explain import explain, lines
 from builder.initialize.theory import theory_of
+from builder.table import render_table, rows
 
 MODEL = {
     "args": {"d": 64},
@@ -60,6 +61,29 @@ def test_tied_name_is_explained_by_its_owner(proof):
     assert found.owner == "w"
     assert found.rule.startswith("layers.w.init: xavier_uniform")
     assert ("tied to", "w, which owns the values below") in lines(found)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        pytest.param(None, "trainable", id="trainable"),
+        pytest.param({"match": "w"}, "frozen (freeze.old)", id="frozen"),
+        pytest.param({"match": "w", "rows": [0, 5]}, "frozen rows 0:5 (freeze.old)", id="in part"),
+        pytest.param({"match": "w", "until": {"epoch": 3}}, "frozen until epoch 3 (freeze.old)", id="for a time"),
+    ],
+)
+def test_tied_name_is_told_with_the_state_of_its_owner(rule, words):
+    proof = builder.prove(MODEL, freeze={"old": rule} if rule else None)
+    assert ("state", f"tied to w, which is {words}") in lines(explain(proof, "b.weight"))
+    assert ("state", words) in lines(explain(proof, "w"))
+    column = render_table(rows(proof), "").columns[5]
+    assert ("tied to w" if rule is None else f"tied to w:\n{words}") in column.cells
+
+
+def test_values_that_a_batch_will_scale_are_told_as_those_before():
+    proof = builder.prove(MODEL, init={"data": {"match": "a.weight", "policy": "lsuv"}})
+    assert dict(lines(explain(proof, "a.weight")))["as drawn"].endswith("init_seed 0, before it is scaled on a batch")
+    assert "batch" not in dict(lines(explain(proof, "w")))["as drawn"]
 
 
 def test_default_of_a_layer_is_told_as_what_its_class_does(proof):
