@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from builder.build import Proof
+    from builder.freeze import FreezePlan
     from builder.lit_module import RunPlan
 
 _EXAMPLES = """examples:
@@ -54,7 +55,12 @@ _COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, or 2 where the config is refused."""
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given, rest = parser.parse_known_args(arguments)  # argparse takes no part of `target` after an option
+    if rest and ("target" not in given or any(part.startswith("-") for part in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        given.target = [*given.target, *rest]
     try:
         {
             "check": _check, "show": _show, "explain": _explain, "probe": _probe, "code": _code, "schema": _schema,
@@ -146,6 +152,7 @@ def _check(given: argparse.Namespace) -> None:
 
     counts = totals(rows(proof))
     frozen = f", {counts['frozen']:,} of them frozen" if counts["frozen"] else ""
+    frozen += _idle(proof.freeze)
     shapes = f"; shapes not checked: {proof.unchecked} (--batch runs a tiny batch)" if proof.unchecked else ""
     if given.batch:
         from builder.build import materialise
@@ -156,6 +163,20 @@ def _check(given: argparse.Namespace) -> None:
     print(f"{proof.loaded.places.file or proof.loaded.name}: ok, {counts['parameters']:,} parameters{frozen}{shapes}")
     for report in proof.pretrained:
         print(report)
+
+
+def _idle(plan: FreezePlan) -> str:
+    """Until when nothing of a model trains: a model may be so, and a training of it is refused."""
+    from builder.freeze import is_idle
+
+    if not plan.shapes or not is_idle(plan, 0, 0):
+        return ""
+    if not plan.scheduled:
+        return "; nothing trains"
+    epoch = next((f"epoch {time}" for time in plan.times("epoch") if not is_idle(plan, time, 0)), None)
+    step = next((f"step {time}" for time in plan.times("step") if not is_idle(plan, 0, time)), None)
+    ends = " or ".join(end for end in (epoch, step) if end)
+    return f"; nothing trains before {ends}" if ends else "; nothing trains at the start"
 
 
 def _show(given: argparse.Namespace) -> None:

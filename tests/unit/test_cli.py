@@ -26,6 +26,61 @@ def test_check_tells_what_is_frozen(capsys):
     assert "1,482 parameters, 1,040 of them frozen" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        pytest.param({"all": {}}, "; nothing trains", id="for ever"),
+        pytest.param({"all": {"until": {"step": 5}}}, "; nothing trains before step 5", id="until a step"),
+        pytest.param(
+            {"w": {"match": "*.weight"}, "b": {"match": "*.bias", "until": {"epoch": 2}}},
+            "; nothing trains before epoch 2", id="a part of it until an epoch",
+        ),
+        pytest.param(
+            {"w": {"match": "*.weight", "until": {"step": 9}}, "b": {"match": "*.bias", "until": {"epoch": 2}}},
+            "; nothing trains before epoch 2 or step 9", id="until an epoch and until a step",
+        ),
+        pytest.param(
+            {"e": {"until": {"epoch": 2}}, "s": {"until": {"step": 9}}}, "; nothing trains at the start",
+            id="until both",
+        ),
+        pytest.param({"w": {"match": "*.weight"}}, "", id="the rest trains"),
+        pytest.param({"all": {"from": {"step": 5}}}, "", id="frozen later"),
+    ],
+)  # fmt: skip
+def test_check_says_that_nothing_trains(capsys, tmp_path, rules, said):
+    file = tmp_path / "m.yaml"
+    layers = {"fc": {"kind": "Linear", "in_features": 2, "out_features": 5}}
+    file.write_text(json.dumps({"inputs": {"x": {"shape": ["batch", 2]}}, "layers": layers, "freeze": rules}))
+    assert main(["check", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"{said}\n")
+    assert ("nothing trains" in printed) == bool(said)
+
+
+def test_check_of_a_model_without_parameters_does_not_speak_of_training(capsys, tmp_path):
+    file = tmp_path / "m.yaml"
+    file.write_text("inputs: {x: {shape: [batch, 2]}}\nlayers:\n  act: {kind: ReLU}\n")
+    assert main(["check", str(file)]) == 0
+    assert capsys.readouterr().out == "m.yaml: ok, 0 parameters\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "--batch", MODEL, "--allow", "mypack", "args.hidden=16"],
+        ["check", MODEL, "--allow", "mypack", "args.hidden=16", "--batch"],
+        ["explain", "fc1.bias", "--allow", "mypack", MODEL, "args.hidden=16"],
+        ["explain", "fc1.bias", MODEL, "--allow", "mypack", "args.hidden=16"],
+        ["show", MODEL, "--json", "args.hidden=16"],
+    ],
+)
+def test_options_may_stand_anywhere(capsys, arguments):
+    assert main(arguments) == 0
+    assert {"check": "1,482 parameters; ran", "explain": "16 values", "show": "1482"}[arguments[0]] in (
+        capsys.readouterr().out
+    )
+
+
 def test_check_says_when_shapes_were_not_checked(capsys, tmp_path):
     file = tmp_path / "m.yaml"
     file.write_text("inputs: [x]\nlayers:\n  fc: {kind: Linear, in_features: 2, out_features: 2}\n")
@@ -77,7 +132,9 @@ def test_code_without_a_model_is_refused(capsys):
     assert "model: is missing" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["nope"], ["check", "--nope"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["nope"], ["check", "--nope"], ["check", MODEL, "--nope", "a=1"], ["report", "a", "b"]]
+)
 def test_wrong_command_line_ends_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
