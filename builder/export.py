@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from builder import whole
-from builder.build import proof_of
+from builder.build import proof_of, uncompiled
 from builder.errors import BuilderError, Problem, did_you_mean, raise_all
 from builder.initialize.files.checkpoints import open_checkpoint
 from builder.initialize.files.tensor_file import Checkpoint, CheckpointError
@@ -44,7 +44,7 @@ def save(module: nn.Module, directory: str | Path) -> None:
         BuilderError: The module was not built by builder, is not what its model file says any more (see `verify`), has
             other tensors than its source would make, or the files cannot be written there.
     """
-    proof = proof_of(module)
+    proof, module = proof_of(module), uncompiled(module)
     declared = proof.meta.state_dict()
     other = [
         Problem(name, f"is {tensor.dtype}, and the source makes {declared[name].dtype}", "convert it after export")
@@ -70,7 +70,7 @@ def save_weights(module: nn.Module, file: str | Path) -> None:
         BuilderError: The module was not built by builder, is not what its model file says any more (see `verify`), has
             other tensors than its source would make, a tie that its file does not declare, or cannot be written there.
     """
-    proof = proof_of(module)
+    proof, module = proof_of(module), uncompiled(module)
     subject = f"export of {proof.source.class_name}"
     raise_all(subject, _changed(module, proof.meta.state_dict()))
     verify(module)
@@ -115,7 +115,7 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     Raises:
         BuilderError: There is no such file, it is damaged, or a name, shape or dtype does not fit; nothing changed.
     """
-    proof = proof_of(module)
+    proof, module = proof_of(module), uncompiled(module)
     file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
     needed = module.state_dict()
     on_meta = any(tensor.is_meta for tensor in needed.values())

@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 from torch import nn
 
-from builder.build import Proof, proof_of
+from builder.build import Proof, proof_of, uncompiled
 from builder.module import dtype_name
 from builder.owners import owners
 
@@ -60,7 +60,7 @@ def parameters(module: nn.Module) -> list[Row]:
     Raises:
         BuilderError: The module was not built by builder.
     """
-    return rows(proof_of(module), module)
+    return rows(proof_of(module), uncompiled(module))
 
 
 def rows(proof: Proof, module: nn.Module | None = None) -> list[Row]:

@@ -55,6 +55,32 @@ def saved(model, tmp_path):
     return tmp_path / "weights.safetensors"
 
 
+def test_compiled_model_is_exported_loaded_and_told_as_the_model_itself(model, tmp_path):
+    compiled = torch.compile(model, backend="eager")
+    assert builder.parameters(compiled) == builder.parameters(model)
+    save(model, tmp_path / "plain")
+    save(compiled, tmp_path / "compiled")
+    for name in ("model.py", "parameters.json"):
+        assert (tmp_path / "compiled" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    weights = [load_file(tmp_path / folder / "weights.safetensors") for folder in ("compiled", "plain")]
+    assert weights[0].keys() == weights[1].keys()
+    other = torch.compile(builder.build(SMALL, args={"d": 4}, seed=4), backend="eager")
+    load_weights(other, tmp_path / "plain")
+    model.eval(), other.eval()
+    assert torch.equal(other(IDS), model(IDS))
+
+
+def test_compiled_model_keeps_its_frozen_rows():
+    model = builder.build(SMALL, freeze={"rows": {"match": "wte.weight", "rows": [0, 2]}})
+    compiled = torch.compile(model, backend="eager")
+    before = model.wte.weight.detach().clone()
+    optimizer = torch.optim.AdamW(compiled.parameters(), lr=0.1, weight_decay=0.1)
+    builder.hold_frozen(compiled, optimizer)
+    compiled(IDS).square().sum().backward()
+    optimizer.step()
+    assert (model.wte.weight == before).all(dim=1).tolist() == [True, True, False, False, False]
+
+
 def changed(file, change):
     """The same file after a change to its tensors."""
     tensors = load_file(file)
