@@ -18,13 +18,14 @@ from builder.stats.columns import COUNTS
 MOST_CHANGE = 100.0  # of scale from the first layer to the last, up or down
 LEAST_LAYERS = 4  # for a change over depth to be one
 MOST_DEAD = MOST_SATURATED = 0.5  # of the units of a layer, of its values
+MOST_WAITING = 0.5  # of the layers that start at zero and move only once another has
 LEAST_UPDATE, MOST_UPDATE = 1e-6, 1e-1  # of the weight's rms in one step; about 1e-3 is common
 GROWING = round(MOST_UPDATE**-2)  # steps of random signs from 0, of which the last is MOST_UPDATE of their sum
 
 GRADIENT = "gradient_rms"  # of a parameter; a probe has it of the outputs as well
 
 ALL_CLEAR = (
-    "Nothing was found beyond the bounds of a verdict, which are wide: NaN or inf, "
+    "Nothing was found beyond the bounds of a verdict, which are wide: NaN or inf, layers that no gradient reaches, "
     f"scales that change more than {MOST_CHANGE:g}-fold over depth, layers over {MOST_DEAD:.0%} dead or saturated, "
     f"weights that no step moves, or that a step changes by more than {MOST_UPDATE:g} or less than {LEAST_UPDATE:g} "
     "of their size."
@@ -33,15 +34,19 @@ ALL_CLEAR = (
 Severity = Literal["error", "warning", "info"]
 SEVERITIES = get_args(Severity)  # the gravest first
 
+_PARAMETRIZED = ".parametrizations."
+_NOTHING_ELSE = 1e-9  # a weight that was 0 is its update, whose ratio is then 1
+
 
 @dataclass(frozen=True)
 class Verdict:
     """One thing that the numbers say.
 
     Attributes:
-        kind: nonfinite, vanishing, exploding, dead, saturated, update_ratio, still.
+        kind: nonfinite, zero, vanishing, exploding, dead, saturated, update_ratio, still.
         severity: error where the run is lost, warning where it is likely to learn less than it could, or info.
-        names: The parameters or layers that it is about, in the model's order.
+        names: The parameters or layers that it is about, in the model's order; `name [3]` is member 3 of a stacked
+            model.
         step: The logged step that shows it; None where a file that was read back names none.
         text: One sentence.
         numbers: What it was judged by.
@@ -72,12 +77,14 @@ def verdicts(
     Returns:
         None where all is well. Parameters keep the order of `table`, or that in which they were recorded.
     """
+    members, layers = with_members(parameters, "name"), with_members(outputs, "layer")
     found = [
-        *_nonfinite(parameters, "name"),
-        *_nonfinite(outputs, "layer"),
+        *_nonfinite(members, "name"),
+        *_nonfinite(layers, "layer"),
+        *_zeros(outputs, parameters, table),
         *_scales_by_depth(outputs, parameters, table),
-        *_shares(outputs),
-        *_update_ratios(parameters),
+        *_shares(layers),
+        *_update_ratios(members),
         *_still(parameters, table),
     ]
     return gravest_first(found)
@@ -101,12 +108,112 @@ def _nonfinite(rows: polars.DataFrame, by: str) -> Iterator[Verdict]:
         yield Verdict("nonfinite", "error", names, step, text, dict(zip(names, first[measure].to_list(), strict=False)))
 
 
+def layer_of(name: str) -> str:
+    """The path of the layer that owns a parameter, also where `torch.nn.utils.parametrizations` keeps its parts."""
+    owner, parametrized, _ = f".{name}".partition(_PARAMETRIZED)
+    return owner[1:] if parametrized else name.rpartition(".")[0]
+
+
+def with_members(rows: polars.DataFrame, by: str) -> polars.DataFrame:
+    """Rows whose names tell the members of a stacked model apart."""
+    named = polars.format("{} [{}]", by, "member")
+    return rows.with_columns(polars.when(polars.col("member").is_null()).then(by).otherwise(named).alias(by))
+
+
+# ---- exact zeros ---------------------------------------------------------------------------------------------------
+
+
+def _zeros(
+    outputs: polars.DataFrame, parameters: polars.DataFrame, table: Sequence[Mapping[str, Any]]
+) -> Iterator[Verdict]:
+    """Layers with weights that give out exactly 0, and those that no gradient reaches.
+
+    A head or a residual branch that starts at zero is meant to: a gradient reaches it, and what no gradient reaches
+    waits until it has moved. It is a warning where nothing starts like that, or where most layers start at zero and
+    wait for another.
+    """
+    layers = _layers(parameters, table)
+    every, at_zero = layers["layer"].to_list(), polars.col("at_zero")
+    starting = layers.filter(at_zero & polars.col("moves"))["layer"].to_list()
+    is_common = layers.filter(at_zero & ~polars.col("moves")).height > MOST_WAITING * layers.height
+
+    without = layers.filter(~polars.col("reached"))["layer"].to_list()
+    if without:
+        before = [layer for layer in starting if every.index(layer) > every.index(without[0])]
+        yield _zero(f"No gradient reaches {len(without)} of {len(every)}", without, before, parameters, is_common)
+
+    given = _weighted(outputs, parameters).filter(polars.col("step") == polars.col("step").max())
+    silent = [*_distinct(given.filter(polars.col("rms") == 0)["layer"])]
+    first = [layer for layer in starting if layer in silent] if silent and silent[0] in starting else []
+    if set(silent) - set(first):
+        what = f"The outputs are exactly 0 in {len(silent)} of {given['layer'].n_unique()}"
+        yield _zero(what, silent, first, outputs, is_common)
+
+
+def _zero(what: str, names: list[str], causes: list[str], rows: polars.DataFrame, is_common: bool) -> Verdict:
+    does = ("starts", "it does") if len(causes) == 1 else ("start", "these do")
+    until = f"; {listed(causes)} {does[0]} at zero, and they move only once {does[1]}" if causes else ""
+    severity: Severity = "info" if causes and not is_common else "warning"
+    step = int(rows["step"].to_numpy().max())
+    return Verdict("zero", severity, tuple(names), step, f"{what} layers: {listed(names)}{until}.")
+
+
+def _layers(parameters: polars.DataFrame, table: Sequence[Mapping[str, Any]]) -> polars.DataFrame:
+    """Layers that are trained, in the model's order.
+
+    `reached`: whether a logged step had a gradient of any of its parameters; `moves`: of its weights, which are its
+    matrices or, where it has none, all of it; `at_zero`: whether those were 0 before the last step.
+    """
+    ratio, step = polars.col("update_ratio"), polars.col("step")
+    was_zero = (polars.col("rms") == 0) | ((ratio - 1).abs() < _NOTHING_ELSE)
+    trained = parameters.filter(polars.col(GRADIENT).is_not_null()).group_by("name", maintain_order=True)
+    each = trained.agg(
+        at_zero=was_zero.fill_null(False).filter(step == step.max()).all(), gradient=(polars.col(GRADIENT) != 0).any()
+    )
+    matrices = [row["name"] for row in table if len(row["shape"]) >= 2]
+    is_matrix, layer = polars.col("name").is_in(matrices), polars.col("layer")
+    each = each.with_columns(layer=_layers_of(each["name"]))
+    each = each.with_columns(weight=is_matrix | ~is_matrix.any().over("layer"))
+    weight = polars.col("weight")
+    return each.group_by(layer, maintain_order=True).agg(
+        at_zero=polars.col("at_zero").filter(weight).all(),
+        moves=polars.col("gradient").filter(weight).any(),
+        reached=polars.col("gradient").any(),
+    )
+
+
+def _layers_of(names: polars.Series) -> polars.Series:
+    """Of raw Parameters of the model itself, which no layer owns, their own names."""
+    return polars.Series([layer_of(name) or name for name in names], dtype=polars.String)
+
+
+# ---- scales over depth ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Whether numbers can be judged over depth.
+
+    Attributes:
+        is_judged: Whether enough layers have one that is finite and not 0.
+        zeros: How many layers have one that is exactly 0 at the last step.
+    """
+
+    is_judged: bool
+    zeros: int
+
+
 def depths_judged(
     parameters: polars.DataFrame, outputs: polars.DataFrame, table: Sequence[Mapping[str, Any]] = ()
-) -> dict[str, bool]:
+) -> dict[str, Depth]:
     """Whether there were enough layers to judge how each kind of number changes over depth."""
+    step = polars.col("step")
     return {
-        of: _at_last(rows, by, measure) is not None for rows, by, measure, of in _depths(outputs, parameters, table)
+        of: Depth(
+            _at_last(rows, by, measure) is not None,
+            len(rows.filter(step == step.max()).filter(polars.col(measure) == 0)),
+        )
+        for rows, by, measure, of in _depths(outputs, parameters, table)
     }
 
 
@@ -121,8 +228,7 @@ def _depths(
     outputs: polars.DataFrame, parameters: polars.DataFrame, table: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[polars.DataFrame, str, str, str]]:
     """Of the outputs of layers with a weight: those that only pass on, such as a ReLU, would be counted twice."""
-    weighted = {name.rpartition(".")[0] for name in parameters["name"].unique()}
-    layers = outputs.filter(polars.col("layer").is_in(sorted(weighted)))
+    layers = _weighted(outputs, parameters)
     yield layers, "layer", "rms", "outputs of the layers"
     if GRADIENT in outputs.columns:
         yield layers, "layer", GRADIENT, "gradients of the outputs"
@@ -131,6 +237,11 @@ def _depths(
         matrices = [row["name"] for row in table if len(row["shape"]) >= 2 and row.get("kind") != "Embedding"]
         rows = parameters.filter(polars.col("name").is_in(matrices)) if matrices else parameters.clear()
         yield rows, "name", GRADIENT, "gradients of the matrices"
+
+
+def _weighted(outputs: polars.DataFrame, parameters: polars.DataFrame) -> polars.DataFrame:
+    weighted = {layer_of(name) for name in parameters["name"].unique()}
+    return outputs.filter(polars.col("layer").is_in(sorted(weighted)))
 
 
 def _change_by_depth(rows: polars.DataFrame, by: str, measure: str, of: str) -> Iterator[Verdict]:
@@ -144,7 +255,9 @@ def _change_by_depth(rows: polars.DataFrame, by: str, measure: str, of: str) -> 
     if 1 / MOST_CHANGE <= change <= MOST_CHANGE:
         return
     kind, word = ("vanishing", "vanish") if change < 1 else ("exploding", "explode")
-    text = f"The {of} {word}: from {values[0]:.2g} in {names[0]} to {values[-1]:.2g} in {names[-1]}."
+    factor = f"{float(f'{max(change, 1 / change):.2g}'):,g}"
+    ends = f"from {values[0]:.2g} in {names[0]} to {values[-1]:.2g} in {names[-1]}"
+    text = f"The {of} {word} by a factor of {factor} over {len(names)} layers: {ends}."
     numbers = {"from": values[0], "to": values[-1], "factor": change}
     yield Verdict(kind, "warning", (names[0], names[-1]), step, text, numbers)
 
@@ -226,11 +339,14 @@ def _started_at_zero(parameters: polars.DataFrame) -> polars.DataFrame:
 def _still(parameters: polars.DataFrame, table: Sequence[Mapping[str, Any]]) -> Iterator[Verdict]:
     """Trainable parameters that no logged step moved."""
     stepped = parameters.filter(polars.col("update_rms").is_not_null())  # null: frozen, or its optimizer did not step
-    watched = stepped.group_by("name", maintain_order=True).agg(
+    watched = stepped.group_by("name", "member", maintain_order=True).agg(
         polars.col("update_rms").max(), polars.col("gradient_rms").is_not_null().any()
     )
+    layers = _layers(parameters, table)
+    told = layers.filter(~polars.col("reached"))["layer"].to_list()  # by `_zeros`
     trainable = [row["name"] for row in table if row["trainable"] and not row["tied_to"] and not row.get("held")]
     still = watched.filter(polars.col("name").is_in(trainable) & (polars.col("update_rms") == 0))
+    still = with_members(still.filter(~_layers_of(still["name"]).is_in(told)), "name")
     for reached, why in ((False, "the loss does not reach"), (True, "no logged step moved")):
         names = _distinct(still.filter(polars.col("gradient_rms") == reached)["name"])
         if names:

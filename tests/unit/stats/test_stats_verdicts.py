@@ -4,7 +4,7 @@ import polars
 import pytest
 
 from builder.stats.store import OUTPUT_SCHEMA, SCHEMA
-from builder.stats.verdicts import depths_judged, verdicts
+from builder.stats.verdicts import depths_judged, layer_of, verdicts
 
 HEALTHY = {"rms": 0.05, "nonfinite": 0, "gradient_rms": 1e-3, "gradient_nonfinite": 0, "update_rms": 5e-5}
 
@@ -26,6 +26,15 @@ def table(*names, **change):
 
 
 DEEP = [f"h.{i}.weight" for i in range(10)]
+
+
+def by_layer(names, **columns):
+    """A row of each parameter's layer."""
+    values = zip(*columns.values(), strict=True)
+    return [
+        {"layer": layer_of(name), **dict(zip(columns, each, strict=True))}
+        for name, each in zip(names, values, strict=True)
+    ]
 
 
 def found(given_parameters=None, given_outputs=None, given_table=()):
@@ -83,7 +92,18 @@ def test_gradients_that_vanish_towards_the_input():
     rows = parameters(*({"step": 1, "name": n, "gradient_rms": 10.0 ** (i - 9)} for i, n in enumerate(DEEP)))
     (said,) = found(rows, given_table=table(*DEEP))
     assert (said.kind, said.names) == ("vanishing", ("h.9.weight", "h.0.weight"))
-    assert said.text == "The gradients of the matrices vanish: from 1 in h.9.weight to 1e-09 in h.0.weight."
+    ends = "from 1 in h.9.weight to 1e-09 in h.0.weight"
+    assert said.text == f"The gradients of the matrices vanish by a factor of 1e+09 over 10 layers: {ends}."
+
+
+def test_factor_of_a_change_over_depth_is_that_of_the_line_through_all_layers():
+    scales = [3.0, *(2.0**i for i in range(1, 10))]
+    (said,) = found(parameters(*({"step": 1, "name": n} for n in DEEP)), outputs(*by_layer(DEEP, rms=scales)))
+    assert (
+        said.text
+        == "The outputs of the layers explode by a factor of 300 over 10 layers: from 3 in h.0 to 5.1e+02 in h.9."
+    )
+    assert said.numbers["factor"] == pytest.approx(300, rel=0.05)
 
 
 def test_gradients_of_outputs_count_where_a_probe_has_them():
@@ -172,10 +192,11 @@ def test_parameter_that_first_moves_late_counts_its_steps_from_there():
 def test_depth_is_judged_from_four_layers_with_weights_on(layers, enough):
     rows = parameters(*({"step": 1, "name": name} for name in DEEP[:layers]))
     given = outputs(*({"layer": name.removesuffix(".weight")} for name in DEEP))
-    assert depths_judged(rows, given, table(*DEEP)) == {
+    judged = depths_judged(rows, given, table(*DEEP))
+    assert {of: depth.is_judged for of, depth in judged.items()} == {
         "outputs of the layers": enough, "gradients of the matrices": enough,
     }  # fmt: skip
-    assert not any(depths_judged(parameters(), outputs()).values())
+    assert not any(depth.is_judged for depth in depths_judged(parameters(), outputs()).values())
 
 
 def test_trainable_parameter_that_never_moves_is_named():
@@ -202,3 +223,113 @@ def test_gravest_verdict_comes_first_and_long_lists_are_cut():
     assert (first.severity, second.severity) == ("error", "warning")
     assert second.text == "Each step changes p0, p1, p2, p3 and 5 more by more than 0.1 of their size."
     assert second.as_data()["names"] == names
+
+
+# ---- exact zeros -----------------------------------------------------------------------------------------------------
+
+FOUR = ["a.weight", "b.weight", "c.weight", "head.weight"]
+
+
+def trained(names, *, at_zero=(), without=(), **change):
+    """Rows of one step; those at zero were it before the step."""
+    return parameters(
+        *(
+            {"step": 1, "name": name, "gradient_rms": 0.0 if name in without else 1.0}
+            | ({"rms": 1e-3, "update_rms": 1e-3, "update_ratio": 1.0} if name in at_zero else {})
+            | change
+            for name in names
+        )
+    )
+
+
+def zeros(rows, layers=None):
+    return [verdict for verdict in found(rows, layers, table(*FOUR)) if verdict.kind == "zero"]
+
+
+def test_layers_that_give_out_exactly_zero_for_nothing_that_starts_at_zero_are_lost():
+    (said,) = zeros(trained(FOUR), outputs(*by_layer(FOUR, rms=[1.0, 0.0, 0.0, 0.0])))
+    assert (said.severity, said.names) == ("warning", ("b", "c", "head"))
+    assert said.text == "The outputs are exactly 0 in 3 of 4 layers: b, c, head."
+
+
+def test_layers_that_no_gradient_reaches_are_lost():
+    (said,) = zeros(trained(FOUR, without=FOUR[:2]))
+    assert (said.severity, said.names) == ("warning", ("a", "b"))
+    assert said.text == "No gradient reaches 2 of 4 layers: a, b."
+
+
+@pytest.mark.parametrize("measured", [{}, {"rms": 0.0, "update_rms": None, "update_ratio": None}], ids=["run", "probe"])
+def test_what_stands_before_a_head_that_starts_at_zero_waits_for_it(measured):
+    rows = polars.concat([trained(FOUR[:3], without=FOUR[:3]), trained(FOUR[3:], at_zero=FOUR[3:], **measured)])
+    (said,) = zeros(rows, outputs(*by_layer(FOUR, rms=[1.0, 1.0, 1.0, 0.0])))
+    assert (said.severity, said.names) == ("info", ("a", "b", "c"))
+    assert said.text.endswith(": a, b, c; head starts at zero, and they move only once it does.")
+
+
+def test_branches_that_start_at_zero_say_nothing_of_themselves():
+    branches = ["a.weight", "c.weight"]
+    assert zeros(trained(FOUR, at_zero=branches), outputs(*by_layer(FOUR, rms=[0.0, 1.0, 0.0, 1.0]))) == []
+
+
+def test_layers_below_the_first_at_zero_do_not_wait_for_it():
+    (said,) = zeros(trained(FOUR, at_zero=FOUR[:1], without=FOUR[1:3]))
+    assert (said.severity, said.text) == ("warning", "No gradient reaches 2 of 4 layers: b, c.")
+
+
+def test_outputs_behind_a_layer_that_starts_at_zero_wait_for_it():
+    (said,) = zeros(trained(FOUR, at_zero=["b.weight"]), outputs(*by_layer(FOUR, rms=[1.0, 0.0, 0.0, 1.0])))
+    assert (said.severity, said.names) == ("info", ("b", "c"))
+    assert said.text.endswith(": b, c; b starts at zero, and they move only once it does.")
+
+
+def test_most_layers_at_zero_that_wait_for_another_are_a_warning():
+    (said,) = zeros(trained(FOUR, at_zero=FOUR, without=FOUR[:3]))
+    assert (said.severity, said.names) == ("warning", ("a", "b", "c"))
+
+
+def test_a_gradient_at_any_logged_step_reaches_the_layer():
+    rows = polars.concat([trained(FOUR), trained(FOUR, without=FOUR[:2], step=2)])
+    assert zeros(rows) == []
+
+
+def test_layers_that_no_gradient_reaches_are_not_named_again_as_unmoved():
+    rows = trained(FOUR, without=FOUR[:2]).with_columns(
+        polars.when(polars.col("gradient_rms") == 0).then(0.0).otherwise("update_rms").alias("update_rms")
+    )
+    assert [verdict.kind for verdict in found(rows, given_table=table(*FOUR))] == ["zero"]
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("h.0.fc.weight", "h.0.fc"),
+        ("scale", ""),
+        ("0.parametrizations.weight.original0", "0"),
+        ("h.0.parametrizations.weight.0.base", "h.0"),
+        ("parametrizations.weight.original", ""),
+    ],
+)
+def test_layer_of_a_parameter(name, layer):
+    assert layer_of(name) == layer
+
+
+def test_depth_is_judged_by_parametrized_layers_and_not_by_their_weights():
+    names = [f"{i}.parametrizations.weight.original0" for i in range(10)]
+    layers = by_layer(names, rms=[0.5**i for i in range(10)])
+    layers += [{"layer": f"{i}.parametrizations.weight", "kind": "ParametrizationList"} for i in range(10)]
+    (said,) = found(parameters(*({"step": 1, "name": name} for name in names)), outputs(*layers))
+    assert (said.kind, said.names) == ("vanishing", ("0", "9"))
+
+
+def test_members_of_a_stacked_model_are_told_apart():
+    rows = [{"step": 1, "name": "a", "member": 0}, {"step": 1, "name": "a", "member": 1}]
+    bad = parameters(rows[0], {**rows[1], "nonfinite": 2, "update_ratio": 0.5})
+    nonfinite, ratio = found(bad, given_table=table("a"))
+    assert nonfinite.text == "NaN or infinite weights of a [1] at step 1."
+    assert nonfinite.numbers == {"a [1]": 2}
+    assert ratio.numbers == {"a [1]": 0.5}
+    (still,) = found(parameters(rows[0], {**rows[1], "update_rms": 0.0}), given_table=table("a"))
+    assert still.names == ("a [1]",)
