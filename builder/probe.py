@@ -34,7 +34,7 @@ from builder.stats.guards import in_json
 from builder.stats.outputs import LEAST_SAMPLES, LEAST_VALUES, RELU_LIKE, OutputWatch
 from builder.stats.record import Recorder
 from builder.stats.store import OUTPUT_SCHEMA, SCHEMA
-from builder.stats.verdicts import GRADIENT, LEAST_LAYERS, Verdict, depths_judged, listed, verdicts
+from builder.stats.verdicts import GRADIENT, LEAST_LAYERS, Depth, Verdict, depths_judged, listed, verdicts
 from builder.table import rows
 
 SIZES = (32, 16, 16, 16, 16, 16, 16, 16, 16, 16)  # of the symbolic dimensions of a made batch, in order
@@ -102,6 +102,7 @@ class Probe:
         verdicts: What the numbers say; none where all that was judged is well.
         judged: What was judged, besides whether numbers are finite.
         unjudged: What could not be, and why.
+        is_healthy: Whether nothing was found, and nothing was left unjudged because numbers are exactly 0.
     """
 
     batch: str
@@ -111,6 +112,7 @@ class Probe:
     verdicts: tuple[Verdict, ...]
     judged: tuple[str, ...] = ()
     unjudged: tuple[str, ...] = ()
+    is_healthy: bool = False
 
     def as_data(self) -> dict[str, Any]:
         """As plain data, for JSON, which knows no NaN: that becomes a text."""
@@ -217,15 +219,17 @@ def probe(proof: Proof, module: nn.Module, loss: Callable[[], Tensor], batch: st
     scales = [float(gradients[path]) if path in gradients else None for path in outputs["layer"]]
     outputs = outputs.with_columns(polars.Series(GRADIENT, scales, dtype=polars.Float64))
     table = [asdict(row) | {"trainable": False} for row in rows(proof)]  # nothing has moved, and need not have
-    depths = depths_judged(parameters, outputs, table)
+    depths, found = depths_judged(parameters, outputs, table), tuple(verdicts(parameters, outputs, table))
+    judged = (*(f"{of} by depth" for of, depth in depths.items() if depth.is_judged), *_shares_judged(outputs))
     return Probe(
         batch,
         float(value.detach()),
         tuple(LayerScale(**row) for row in outputs.select("layer", "kind", *_KEPT, GRADIENT).iter_rows(named=True)),
         tuple(_weight_scales(proof, parameters)),
-        tuple(verdicts(parameters, outputs, table)),
-        judged=(*(f"{of} by depth" for of, enough in depths.items() if enough), *_shares_judged(outputs)),
+        found,
+        judged=judged,
         unjudged=tuple(_unjudged(depths, outputs, ran)),
+        is_healthy=bool(judged) and not found and not any(d.zeros and not d.is_judged for d in depths.values()),
     )
 
 
@@ -235,11 +239,12 @@ def _shares_judged(outputs: polars.DataFrame) -> Iterator[str]:
             yield what
 
 
-def _unjudged(depths: Mapping[str, bool], outputs: polars.DataFrame, ran: Iterable[str]) -> Iterator[str]:
-    few = [of for of, enough in depths.items() if not enough]
+def _unjudged(depths: Mapping[str, Depth], outputs: polars.DataFrame, ran: Iterable[str]) -> Iterator[str]:
+    few = {of: depth.zeros for of, depth in depths.items() if not depth.is_judged}
     if few:
         takes = f"{LEAST_LAYERS} layers with weights, with numbers that are finite and not 0"
-        yield f"{' and '.join(few)} by depth, which takes {takes}"
+        zeros = [f"the {of} are exactly 0 in {count}" for of, count in few.items() if count]
+        yield f"{' and '.join(few)} by depth, which takes {'; '.join([takes, *zeros])}"
     is_relu = polars.col("kind").str.to_lowercase().is_in(sorted(RELU_LIKE))
     relus = outputs.filter(is_relu & polars.col("dead").is_null())["layer"].to_list()
     if relus:
@@ -317,7 +322,8 @@ def render(found: Probe) -> Group:
 def _healthy(found: Probe) -> str:
     if not found.judged:
         return "all numbers are finite; nothing else could be judged"
-    return f"healthy: all numbers are finite; within the bounds: {', '.join(found.judged)}"
+    healthy = "healthy: " if found.is_healthy else ""
+    return f"{healthy}all numbers are finite; within the bounds: {', '.join(found.judged)}"
 
 
 def _bars(values: Sequence[float | None]) -> list[str]:

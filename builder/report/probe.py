@@ -9,7 +9,7 @@ import numpy
 
 from builder.report.depth import by_depth, share_words, shares_by_depth
 from builder.report.figures import Drawing, Floats
-from builder.report.markup import Html, tag
+from builder.report.markup import Html, join, tag
 from builder.report.page import Section, figure, page, quiet, verdict_list
 from builder.report.tables import Column, sortable
 
@@ -27,13 +27,22 @@ def probe_page(found: Probe, name: str) -> str:
     drawings = _drawings(found.layers)
     grid = tag("div", *map(figure, drawings), class_="grid") if drawings else quiet("No layer gave out numbers.")
     sections = [
-        Section("overview", "What matters", verdict_list(found.verdicts)),
+        Section("overview", "What matters", _verdicts(found)),
         Section("depth", "Outputs and gradients by depth", grid, drawings=drawings),
         Section("layers", "Layers", _layers(found)),
         Section("parameters", "Parameters", _weights(found)),
     ]
     header = tag("p", tag("span", found.batch), tag("span", f"loss {found.loss:.4g}"), class_="facts")
     return page(f"Probe of {name}", header, sections)
+
+
+def _verdicts(found: Probe) -> Html:
+    """What the numbers say, and what was not judged; that all is well only where the probe is healthy."""
+    if found.verdicts or found.is_healthy:
+        said = verdict_list(found.verdicts)
+    else:
+        said = join(tag("h3", "Verdicts"), quiet("All numbers are finite."))
+    return join(said, *(quiet(f"Not judged: {what}.") for what in found.unjudged))
 
 
 def _drawings(layers: Sequence[LayerScale]) -> list[Drawing]:

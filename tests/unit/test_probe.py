@@ -209,3 +209,62 @@ def test_lsuv_that_fails_on_the_made_batch_is_refused(refusal):
     init = {**LSUV, "biases": {"policy": "normal", "std": 9, "match": "*.bias"}}
     problem = refusal(probe_model, prove(DEEP, init=init))
     assert "after 10 scalings" in problem.what
+
+
+# ---- exact zeros -----------------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_zeros_is_not_called_healthy():
+    found = probe_model(prove(DEEP, init={"m": {"match": "*", "policy": "zeros"}}))
+    gradients, outputs = (verdict for verdict in found.verdicts if verdict.kind == "zero")
+    assert outputs.text.startswith("The outputs are exactly 0 in 31 of 31 layers: h.0.fc, ")
+    assert gradients.text.startswith("No gradient reaches 30 of 31 layers: h.0.fc, ")
+    assert {outputs.severity, gradients.severity} == {"warning"}
+    assert "healthy" not in shown(found)
+    assert "the gradients of the outputs are exactly 0 in 30" in shown(found)
+
+
+def test_layers_below_a_head_that_starts_at_zero_wait_for_it():
+    init = {"all": {"policy": "kaiming_normal", "min_ndim": 2}, "head": {"policy": "zeros", "match": "head.*"}}
+    found = probe_model(prove(DEEP, init=init))
+    (said,) = (verdict for verdict in found.verdicts if verdict.kind == "zero")
+    assert (said.severity, len(said.names)) == ("info", 30)
+    assert said.text.endswith("; head starts at zero, and they move only once it does.")
+    assert shown(found).startswith("info: ")
+
+
+RESIDUAL = {
+    **DEEP,
+    "blocks": {
+        "Layer": {
+            "inputs": ["x"],
+            "layers": {
+                "fc": {"kind": "Linear", "in_features": 64, "out_features": 64},
+                "out": {"kind": "Linear", "in_features": 64, "out_features": 64},
+            },
+            "forward": "x + out(relu(fc(x)))",
+        }
+    },
+}
+
+
+def test_residual_branches_that_start_at_zero_do_not_warn():
+    found = probe_model(prove(RESIDUAL, init={"out": {"policy": "zeros", "match": "*.out.*"}}))
+    (said,) = found.verdicts
+    assert (said.kind, said.severity, len(said.names)) == ("zero", "info", 30)
+
+
+def test_depth_that_zeros_leave_unjudged_is_not_healthy():
+    data = {
+        "inputs": {"x": {"shape": ["batch", 64]}},
+        "layers": {
+            "out": {"kind": "Linear", "in_features": 64, "out_features": 64},
+            "act": {"kind": "ReLU"},
+            "head": {"kind": "Linear", "in_features": 64, "out_features": 10},
+        },
+        "forward": "head(act(x + out(x)))",
+    }
+    found = probe_model(prove(data, init={"out": {"policy": "zeros", "match": "out.*"}}))
+    assert found.verdicts == () and found.judged == ("dead units",)
+    assert shown(found).startswith("all numbers are finite; within the bounds: dead units\nnot judged: ")
+    assert "; the outputs of the layers are exactly 0 in 1" in shown(found)

@@ -47,6 +47,12 @@ def test_page_says_what_the_probe_found(found):
     assert "No layer has dead units. No layer has saturated units." in page
 
 
+def test_page_says_what_was_not_judged_and_that_zeros_are_not_all_well(found):
+    assert "Not judged: outputs of the layers and gradients of the outputs by depth" in probe_page(found, "m")
+    page = probe_page(dataclasses.replace(found, is_healthy=False), "m")
+    assert "All numbers are finite." in page and "Nothing was found beyond the bounds" not in page
+
+
 def test_figures_hold_a_point_for_each_layer_and_are_ones_that_plotly_knows(found):
     drawn = figures(probe_page(found, "m"))
     assert list(drawn) == ["outputs", "gradients", "dead"]
