@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from typing import Any
 import polars
 import yaml
 
-from builder.stats.verdicts import SEVERITIES, Verdict, gravest_first
+from builder.stats.columns import HISTOGRAM
+from builder.stats.store import OUTPUT_SCHEMA, SCHEMA
+from builder.stats.verdicts import SEVERITIES, Verdict, gravest_first, verdicts
 
 _PARTS_OF_MODEL = ("model", "init", "freeze")
 
@@ -30,7 +32,8 @@ class RunFiles:
         directory: The run directory.
         result: Status, error, metrics, references, seconds and overrides at the end of the run.
         metrics: One row a logged moment, all columns f64: `step`, `epoch` and one for each metric.
-        verdicts: Findings, the gravest first; None where nothing judged the run, () where it is healthy.
+        verdicts: Findings, the gravest first: those of the run, or of its statistics where these are newer. None where
+            there is neither, () where it is healthy.
         cost: What watching cost.
         table: Rows of the parameter table.
         model_file: The model, init and freeze sections of the config, as YAML.
@@ -75,19 +78,21 @@ def read_run(directory: Path, *, thorough: bool = False) -> RunFiles:
     notes: list[str] = []
     config = _text(directory / "config.yaml", notes)
     table = _json(directory / "parameters.json", dict, notes)
+    rows = _mappings((table or {}).get("parameters"))
     parameters = _statistics(directory, "parameters", notes, thorough=thorough)
+    outputs = _statistics(directory, "outputs", notes, thorough=thorough) if parameters is not None else None
     return RunFiles(
         directory=directory,
         result=_json(directory / "result.json", dict, notes, "the run has not ended, or was killed"),
         metrics=read_metrics(directory / "metrics.csv", notes),
-        verdicts=_verdicts(directory / "verdicts.json", notes),
+        verdicts=_verdicts(directory, parameters, outputs, rows, notes),
         cost=_json(directory / "stats" / "cost.json", dict, []),
-        table=_mappings((table or {}).get("parameters")),
+        table=rows,
         model_file=_model_file(config),
         source=_text(directory / "model.py", notes),
         config=config,
         parameters=parameters,
-        outputs=_statistics(directory, "outputs", notes, thorough=thorough) if parameters is not None else None,
+        outputs=outputs,
         notes=tuple(notes),
     )
 
@@ -142,11 +147,45 @@ def _mappings(value: object) -> tuple[Mapping[str, Any], ...]:
     return tuple(entry for entry in value if isinstance(entry, dict) and isinstance(entry.get("name"), str))
 
 
-def _verdicts(file: Path, notes: list[str]) -> tuple[Verdict, ...] | None:
-    found = _json(file, list, notes)
-    if found is None:
+def _verdicts(
+    directory: Path,
+    parameters: polars.LazyFrame | None,
+    outputs: polars.LazyFrame | None,
+    table: Sequence[Mapping[str, Any]],
+    notes: list[str],
+) -> tuple[Verdict, ...] | None:
+    """What the run itself found; where it was killed before it could, what its statistics say."""
+    file = directory / "verdicts.json"
+    if parameters is None or (file.is_file() and file.stat().st_mtime >= _newest(directory)):
+        found = _json(file, list, notes)
+        return (
+            None if found is None else tuple(gravest_first(_verdict(each) for each in found if isinstance(each, dict)))
+        )
+    known = [row for row in table if isinstance(row.get("shape"), list) and {"trainable", "tied_to"} <= row.keys()]
+    try:
+        judged = verdicts(_rows(parameters, SCHEMA, "name"), _rows(outputs, OUTPUT_SCHEMA, "layer"), known)
+    except polars.exceptions.PolarsError as err:
+        notes.append(f"The statistics cannot be judged: {_first_line(err)}.")
         return None
-    return tuple(gravest_first(_verdict(entry) for entry in found if isinstance(entry, dict)))
+    if not file.is_file():
+        notes.append(f"There is no {file.name}: the verdicts are those of the statistics that there are.")
+    return tuple(judged)
+
+
+def _newest(directory: Path) -> float:
+    """When the newest file of statistics was written."""
+    return max((file.stat().st_mtime for file in (directory / "stats").rglob("*.parquet")), default=0.0)
+
+
+def _rows(frame: polars.LazyFrame | None, schema: Mapping[str, polars.DataType], by: str) -> polars.DataFrame:
+    """The rows to judge, with all columns but histograms; of a step that was repeated the last."""
+    columns = {name: kind for name, kind in schema.items() if name != HISTOGRAM}
+    if frame is None:
+        return polars.DataFrame(schema=columns)
+    there = frame.select(name for name in frame.collect_schema() if name in columns).collect()
+    missing = [polars.lit(None, kind).alias(name) for name, kind in columns.items() if name not in there.columns]
+    rows = there.with_columns(missing).cast(columns).drop_nulls(["step", by])  # type: ignore[arg-type]
+    return rows.unique(["step", by, "member"], keep="last", maintain_order=True).sort("step", maintain_order=True)
 
 
 def _verdict(entry: Mapping[str, Any]) -> Verdict:

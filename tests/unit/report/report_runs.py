@@ -37,18 +37,18 @@ def write_run(directory: Path, names: tuple[str, ...] = SIX, steps: int = 200, e
     directory.mkdir(parents=True, exist_ok=True)
     rng = numpy.random.default_rng(0)
     at = numpy.arange(1, steps + 1) * every
-    write_words(directory, names, at)
     rows = parameter_rows(names, at, rng)
     half = len(names) * (steps // 2)
     write_stats(directory, "parameters", rows[:half], rows[half:])
     write_stats(directory, "outputs", output_rows(names, at, rng))
     cost = {"steps_logged": steps, "seconds": 3.21, "share": 0.0134, "every_n_steps": [[0, every]]}
     (directory / "stats" / "cost.json").write_text(json.dumps(cost))
+    write_words(directory, names, at)
     return directory
 
 
 def write_words(directory: Path, names: tuple[str, ...], at: numpy.ndarray) -> None:
-    """Everything but statistics."""
+    """Everything but statistics, which are written before: a run judges them at its end."""
     loss = 2.3 * numpy.exp(-at / at[-1] * 4) + 0.05
     metrics = polars.DataFrame(
         {

@@ -1,6 +1,7 @@
 """A run directory is read as far as it goes: what is missing or broken is said, and is no error."""
 
 import json
+import os
 import shutil
 
 import polars
@@ -45,7 +46,7 @@ def test_whole_run_lacks_nothing(run):
     [
         ("result.json", "There is no result.json: the run has not ended, or was killed."),
         ("metrics.csv", "There is no metrics.csv: nothing was logged to a file."),
-        ("verdicts.json", "There is no verdicts.json."),
+        ("verdicts.json", "There is no verdicts.json: the verdicts are those of the statistics that there are."),
         ("parameters.json", "There is no parameters.json."),
         ("config.yaml", "There is no config.yaml."),
         ("model.py", "There is no model.py."),
@@ -97,6 +98,41 @@ def test_page_opens_whatever_file_was_cut_wherever(run, file, share):
 def test_page_opens_whatever_file_is_of_other_bytes(run, file):
     (run / file).write_bytes(bytes(range(256)) * 8)
     assert run_page(run).endswith("</html>\n")
+
+
+def test_killed_run_is_judged_by_its_statistics(run):
+    (run / "verdicts.json").unlink()
+    file = run / "stats/parameters/000001.parquet"
+    rows = polars.read_parquet(file)
+    rows.with_columns(update_ratio=polars.lit(0.5), nonfinite=polars.lit(2)).write_parquet(file)
+    found = read_run(run).verdicts
+    assert [(verdict.kind, verdict.severity) for verdict in found] == [
+        ("nonfinite", "error"),
+        ("update_ratio", "warning"),
+    ]
+    page = run_page(run)
+    assert found[0].text in page and "This run was not judged." not in page
+
+
+def test_step_that_a_resumed_run_repeated_is_judged_as_it_was_measured_last(run):
+    (run / "verdicts.json").unlink()
+    first = run / "stats/parameters/000000.parquet"
+    rows = polars.read_parquet(first)
+    rows.with_columns(nonfinite=polars.lit(2)).write_parquet(first)
+    rows.write_parquet(run / "stats/parameters/000002.parquet")
+    assert [verdict.kind for verdict in read_run(run).verdicts] == []
+
+
+def test_verdicts_older_than_the_statistics_are_judged_anew(run):
+    os.utime(run / "verdicts.json", (1, 1))
+    found = read_run(run)
+    assert (found.verdicts, found.notes) == ((), ())
+
+
+def test_run_without_statistics_and_verdicts_was_not_judged(run):
+    (run / "verdicts.json").unlink()
+    shutil.rmtree(run / "stats")
+    assert "This run was not judged." in run_page(run)
 
 
 def test_rest_of_the_statistics_is_read_beside_a_broken_file(run):
