@@ -16,8 +16,9 @@ of the model's forward its calls of torch go through a `TorchFunctionMode`, whic
 
 Of an output in several parts (tuple, list, mapping) the first that can be measured is. That needs a dense tensor of
 floating-point values, which is no `DTensor` and belongs to no transform of `torch.func`. Not measured are scripted
-layers, which take no hooks; models with a compiled part (a hook would compile them again) or with attention in eval
-mode (torch leaves its fast path where it sees a hook); and evaluation.
+layers, which take no hooks; what computes a weight (`torch.nn.utils.parametrize`); models with a compiled part (a hook
+would compile them again) or with attention in eval mode (torch leaves its fast path where it sees a hook); and
+evaluation.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
@@ -130,6 +132,7 @@ class OutputWatch:
     def __init__(self, model: nn.Module, patterns: Patterns) -> None:
         self._model, self._patterns = model, patterns
         self._paths = {module: path for path, module in model.named_modules()}
+        self._left_out = weight_makers(model)
         self._handles: list[RemovableHandle] = []
         self._found: dict[str, Layer] = {}
         self._calls: dict[str, int] = {}
@@ -199,18 +202,19 @@ class OutputWatch:
 
     def _leave(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
         self._running.pop()
-        tensor = _first_tensor(output)
+        tensor = None if module in self._left_out else _first_tensor(output)
         if tensor is None:
             return
         if tensor.ndim > 1 and isinstance(module, _CHANNELS_FIRST + _FEATURES_LAST):
             axis = 1 if isinstance(module, _CHANNELS_FIRST) else -1
             self._axis = axis, tensor.shape[axis]
         bounds = (module.min_val, module.max_val) if isinstance(module, nn.Hardtanh) else None
-        self._see(path, _kind(module), tensor, bounds)
+        self._see(path, kind_of(module), tensor, bounds)
 
     def _see_function(self, name: str, output: Any, bounds: Bounds) -> None:
-        caller, tensor = self._running[-1], _first_tensor(output)
-        if tensor is not None and _kind(caller).lower() not in ACTIVATIONS and not isinstance(caller, nn.Hardtanh):
+        caller = self._running[-1]
+        tensor = None if caller in self._left_out else _first_tensor(output)
+        if tensor is not None and kind_of(caller).lower() not in ACTIVATIONS and not isinstance(caller, nn.Hardtanh):
             self._see(f"{self._paths[caller]}.{name}()".lstrip("."), name, tensor, bounds)
 
     def _see(self, path: str, kind: str, tensor: Tensor, bounds: Bounds) -> None:
@@ -232,6 +236,12 @@ class OutputWatch:
                 layer.beyond.append(_beyond(values, like, bounds).view(1, 1))
                 self._bounded.append((layer, _storage(values)))
         self.seconds += time.perf_counter() - started
+
+
+def weight_makers(model: nn.Module) -> set[nn.Module]:
+    """The modules that `torch.nn.utils.parametrize` has put into layers; they give out weights."""
+    lists = [module for module in model.modules() if isinstance(module, ParametrizationList)]
+    return {module for each in lists for module in each.modules()}
 
 
 class _Activations(TorchFunctionMode):
@@ -259,9 +269,11 @@ def _full_precision(device: str) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
-def _kind(module: nn.Module) -> str:
-    """The class's name; of one that `fully_shard` has wrapped, the wrapped one's."""
+def kind_of(module: nn.Module) -> str:
+    """The class's name; of one that `fully_shard` or `torch.nn.utils.parametrize` has wrapped, the wrapped one's."""
     name = type(module).__name__
+    if is_parametrized(module):
+        return name.removeprefix("Parametrized")
     return name.removeprefix("FSDP") if name.startswith("FSDP") and len(type(module).__mro__) > 2 else name
 
 

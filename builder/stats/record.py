@@ -14,15 +14,16 @@ Refused: a selector that chooses nothing, complex parameters, and partial sums.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from builder.errors import Problem, did_you_mean, raise_all
+from builder.errors import BuilderError, Problem, did_you_mean, raise_all
 from builder.initialize.shards import is_shard
+from builder.module import carried
 from builder.names import Selector
 from builder.stats.columns import (
     BASE_MEASURES,
@@ -58,10 +59,11 @@ from builder.stats.measure import (
     weight_measures,
     wide_type,
 )
-from builder.stats.outputs import Layer, OutputWatch
+from builder.stats.outputs import Layer, OutputWatch, kind_of
 from builder.stats.parts import Gather, alone, common, none_of, own_part, placement_fault, whole
 from builder.stats.passes import CHANGE, START
 from builder.stats.spectrum import effective_rank, spectral_norm, start_vector
+from builder.stats.verdicts import layer_of
 
 Tables = dict[str, tuple[tuple[str, ...], Tensor]]
 """Sums by what they are of: their columns, and the values (rows, columns)."""
@@ -85,17 +87,29 @@ class _Entry:
 def chosen_parameters(model: nn.Module, selector: Selector) -> dict[str, nn.Parameter]:
     """The parameters to watch, by name in the model's order; a tied one appears once, under its first name.
 
+    One that a schedule freezes for a time is trainable, whatever it is at this moment.
+
     Raises:
         BuilderError: If the selector chooses nothing, or a parameter that cannot be measured.
     """
     known = dict(model.named_parameters())
-    chosen = {name: p for name, p in known.items() if selector.selects(_entry(model, name, p))}
+    every = dict(model.named_parameters(remove_duplicate=False))
+    proof = _proof(model)
+    thawing: Collection[str] = proof.freeze.scheduled if proof else ()
+    ties = proof.ties.items() if proof else ()
+    every |= {name: known[owner] for name, owner in ties if owner in known}  # transposed ones are no parameters
+    selected = [name for name, p in every.items() if selector.selects(_entry(model, name, p, thawing))]
+    chosen = {name: p for name, p in known.items() if name in selected}
     problems = [
         Problem("stats.select", f"'{name}' is {fault}, which is not measured", "leave it out with stats.select.except")
         for name, parameter in chosen.items()
         if (fault := _fault(parameter))
     ]
-    if not chosen:
+    if not chosen and selected:
+        owner = next(name for name, p in known.items() if p is every[selected[0]])
+        what = f"{selected[0]!r} is tied to {owner!r}, which owns the values"
+        problems.append(Problem("stats.select", what, f"select {owner!r} instead"))
+    elif not chosen:
         hint = did_you_mean(selector.match, known)
         problems.append(Problem("stats.select", f"{selector!r} matches no parameter", hint))
     raise_all("statistics", problems)
@@ -113,11 +127,19 @@ def _fault(parameter: nn.Parameter) -> str:
     return placement_fault(parameter)
 
 
-def _entry(model: nn.Module, name: str, parameter: nn.Parameter) -> _Entry:
-    owner = model.get_submodule(name.rpartition(".")[0])
-    raw = owner is model or next(owner.children(), None) is not None
-    kind = "Parameter" if raw else type(owner).__name__.removeprefix("FSDP")
-    return _Entry(name, kind, parameter.ndim, parameter.requires_grad)
+def _proof(model: nn.Module) -> Any:
+    """Of a model that builder built; None of any other."""
+    try:
+        return carried(model)
+    except BuilderError:
+        return None
+
+
+def _entry(model: nn.Module, name: str, parameter: nn.Parameter, thawing: Collection[str]) -> _Entry:
+    owner = model.get_submodule(layer_of(name))
+    raw = owner is model or any(child != "parametrizations" for child, _ in owner.named_children())
+    kind = "Parameter" if raw else kind_of(owner)
+    return _Entry(name, kind, parameter.ndim, parameter.requires_grad or name in thawing)
 
 
 @dataclass(frozen=True)

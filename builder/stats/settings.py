@@ -14,7 +14,7 @@ from torch import nn
 from builder.errors import BuilderError, Problem, did_you_mean, raise_all
 from builder.names import Patterns, Selector, matches
 from builder.stats.columns import SCALARS
-from builder.stats.outputs import ACTIVATIONS
+from builder.stats.outputs import ACTIVATIONS, weight_makers
 from builder.stats.record import chosen_parameters
 from builder.stats.verdicts import listed
 
@@ -53,7 +53,8 @@ def check_outputs(model: nn.Module, patterns: Patterns) -> None:
     Raises:
         BuilderError: Of each such glob.
     """
-    paths = [path for path, _ in model.named_modules()]
+    makers = weight_makers(model)
+    paths = [path for path, module in model.named_modules() if module not in makers]
     functions = [f"{path}.{name}()".lstrip(".") for path in paths for name in ACTIVATIONS]
     layers = [path for path in paths if path]
     raise_all(

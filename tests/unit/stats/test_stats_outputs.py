@@ -6,6 +6,8 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
+from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.checkpoint import checkpoint
 
 from builder.stats.outputs import OutputWatch
@@ -587,3 +589,20 @@ def test_a_hardtanh_of_a_class_of_its_own_is_measured_once():
 
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), Clipped(0, 1), torch.nn.Linear(4, 2))
     assert list(seen(model, [batch()])) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("parametrization", [weight_norm, spectral_norm, orthogonal])
+def test_what_computes_a_weight_is_no_layer(parametrization):
+    model = torch.nn.Sequential(parametrization(torch.nn.Linear(4, 4)), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    rows = seen(model, [batch()])
+    assert {path: row["kind"] for path, row in rows.items()} == {"0": "Linear", "1": "ReLU", "2": "Linear"}
+
+
+def test_an_activation_that_computes_a_weight_is_none_of_the_layer():
+    class Squashed(torch.nn.Module):
+        def forward(self, weight):
+            return weight.tanh()
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+    register_parametrization(model[0], "weight", Squashed())
+    assert list(seen(model, [batch()])) == ["0", "1"]

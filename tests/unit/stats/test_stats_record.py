@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
+import builder
 from builder.errors import BuilderError, Problem
 from builder.names import Selector
 from builder.stats import record
@@ -289,6 +291,47 @@ def test_a_selector_that_matches_nothing_names_what_there_is():
     ) as raised:
         chosen_parameters(two_layers(), Selector(match="0.wieght"))
     assert "did you mean '0.weight'?" in str(raised.value)
+
+
+def test_a_selector_that_matches_only_a_tied_name_is_told_the_owner():
+    module = two_layers()
+    module[2].weight = module[0].weight
+    with pytest.raises(BuilderError, match=r"'2\.weight' is tied to '0\.weight', which owns the values") as raised:
+        chosen_parameters(module, Selector(match="2.weight"))
+    assert raised.value.problems[0].hint == "select '0.weight' instead"
+    assert list(chosen_parameters(module, Selector(match="2.*"))) == ["2.bias"]
+
+
+def test_a_selector_that_matches_only_a_transposed_tie_is_told_the_owner():
+    data = {
+        "inputs": {"x": {"shape": ["batch", 4]}},
+        "layers": {
+            "low": {"kind": "Linear", "in_features": 4, "out_features": 4},
+            "head": {"kind": "Parameter", "shape": [4, 4]},
+        },
+        "tie": {"head": {"source": "low.weight", "transpose": True}},
+        "forward": "low(x) @ head",
+    }
+    with pytest.raises(BuilderError, match=r"'head' is tied to 'low\.weight'"):
+        chosen_parameters(builder.build(data), Selector(match="head"))
+
+
+def test_what_thaws_later_is_trainable():
+    data = {
+        "inputs": {"x": {"shape": ["batch", 4]}},
+        "layers": {name: {"kind": "Linear", "in_features": 4, "out_features": 4} for name in ("a", "b", "c")},
+    }
+    freeze = {"a": {"match": "a.*"}, "b": {"match": "b.*", "until": {"epoch": 1}}}
+    model = builder.build(data, freeze=freeze).requires_grad_(False)
+    model.c.requires_grad_(True)  # as a fit has it at its start
+    assert list(chosen_parameters(model, Selector(trainable=True))) == ["b.weight", "b.bias", "c.weight", "c.bias"]
+    assert list(chosen_parameters(model, Selector(trainable=False))) == ["a.weight", "a.bias"]
+
+
+def test_parameters_of_a_parametrized_layer_are_chosen_by_its_kind():
+    module = nn.Sequential(weight_norm(nn.Linear(3, 4)), nn.Tanh())
+    chosen = chosen_parameters(module, Selector(kind="Linear"))
+    assert [name.rpartition(".")[2] for name in chosen] == ["bias", "original0", "original1"]
 
 
 def test_complex_parameters_are_refused_all_at_once_and_can_be_left_out():
