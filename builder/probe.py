@@ -28,6 +28,7 @@ from builder.explain import parameter_theory
 from builder.first_batch import check_first_batch
 from builder.initialize.lsuv import needs_batch, rescale
 from builder.lit_module import RunPlan, assemble, scale_to_batch
+from builder.run import _check_settings as check_settings
 from builder.run import instantiated
 from builder.shapes import made_batch
 from builder.stats.guards import in_json
@@ -39,6 +40,7 @@ from builder.table import rows
 
 SIZES = (32, 16, 16, 16, 16, 16, 16, 16, 16, 16)  # of the symbolic dimensions of a made batch, in order
 BAR = 16  # characters
+_FULL_PRECISION = ("None", "32", "32-true")
 _KEPT = ("mean", "std", "rms", "dead", "saturated", "nonfinite")
 
 
@@ -156,8 +158,10 @@ def probe_run(plan: RunPlan, config: DictConfig) -> Probe:
         config: The whole config that it came from.
 
     Raises:
-        BuilderError: The data cannot be made, or its first batch does not fit the task or the model.
+        BuilderError: A setting that a run refuses; the data cannot be made; or its first batch does not fit the task or
+            the model.
     """
+    check_settings(config, plan.task)
     lit = assemble(plan)
     with torch.random.fork_rng(devices=[]):
         pl.seed_everything(plan.config.get("seed", 0), verbose=False)
@@ -173,9 +177,20 @@ def probe_run(plan: RunPlan, config: DictConfig) -> Probe:
         plan.proof,
         lit.model,
         lambda: lit.task.loss(lit.model, batch),
-        f"first batch ({shapes}{_scaled(plan.proof)})",
+        f"first batch ({shapes}{_scaled(plan.proof)}){_not_applied(config)}",
         seed,
     )
+
+
+def _not_applied(config: DictConfig) -> str:
+    """The settings of a run that a probe of its start does not follow, in words."""
+    precision = config.trainer.get("precision")
+    given = {
+        "ckpt_path, these are the initial weights": config.ckpt_path is not None,
+        f"trainer.precision={precision}, this is float32": str(precision) not in _FULL_PRECISION,
+    }
+    left_out = [what for what, is_given in given.items() if is_given]
+    return f"; not applied: {'; '.join(left_out)}" if left_out else ""
 
 
 def _scaled(proof: Proof) -> str:

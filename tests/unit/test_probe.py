@@ -268,3 +268,34 @@ def test_depth_that_zeros_leave_unjudged_is_not_healthy():
     assert found.verdicts == () and found.judged == ("dead units",)
     assert shown(found).startswith("all numbers are finite; within the bounds: dead units\nnot judged: ")
     assert "; the outputs of the layers are exactly 0 in 1" in shown(found)
+
+
+# ---- what a run is told ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("ckpt_path=runs/last.ckpt", "; not applied: ckpt_path, these are the initial weights"),
+        ("+trainer.precision=16-true", "; not applied: trainer.precision=16-true, this is float32"),
+        ("+trainer.precision=32-true", ""),
+    ],
+)
+def test_settings_that_a_probe_does_not_follow_are_said(given, said, capsys, monkeypatch, pytestconfig):
+    monkeypatch.chdir(pytestconfig.rootpath)
+    assert main(["probe", "--json", "model=digits_mlp", given]) == 0
+    assert json.loads(capsys.readouterr().out)["batch"] == f"first batch (x [64, 64], y [64]){said}"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("stats.every_n_steps=0", "stats.every_n_steps: must be a whole number of at least 1, given 0"),
+        ("+stats.bogus=1", "stats.bogus: unknown key"),
+        ("monitor=val/nothing", "monitor: no metric 'val/nothing'"),
+    ],
+)
+def test_settings_that_a_run_refuses_are_refused(given, said, capsys, monkeypatch, pytestconfig):
+    monkeypatch.chdir(pytestconfig.rootpath)
+    assert main(["probe", "model=digits_mlp", given]) != 0
+    assert said in capsys.readouterr().err
