@@ -298,15 +298,9 @@ def proof_of(module: nn.Module) -> Proof:
     Raises:
         BuilderError: The module was not built by builder.
     """
-    proof = carried(uncompiled(module))
+    proof = carried(module)
     assert isinstance(proof, Proof), "materialise gives a module its proof"
     return proof
-
-
-def uncompiled(module: nn.Module) -> nn.Module:
-    """What `torch.compile` has wrapped, whose names are those of the model file; any other module itself."""
-    inner = module._modules.get("_orig_mod")
-    return module if inner is None else inner
 
 
 def read_scheme(init: Scheme) -> dict[str, InitRule]:

@@ -19,11 +19,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from builder import whole
-from builder.build import proof_of, uncompiled
+from builder.build import proof_of
 from builder.errors import BuilderError, Problem, did_you_mean, raise_all
 from builder.initialize.files.checkpoints import open_checkpoint
 from builder.initialize.files.tensor_file import Checkpoint, CheckpointError
 from builder.initialize.shards import is_shard
+from builder.module import uncompiled
 from builder.owners import owners
 from builder.table import as_data, parameters
 from builder.verify import verify

@@ -345,18 +345,22 @@ class Carried(Protocol):
         """Owner → what freezes it."""
 
 
+def uncompiled(module: nn.Module) -> nn.Module:
+    """What `torch.compile` has wrapped, whose names are those of the model file; any other module itself."""
+    inner = module._modules.get("_orig_mod")
+    return module if inner is None else inner
+
+
 def carried(module: nn.Module) -> Carried:
-    """What a built module carries.
+    """What a built module carries, also one that `torch.compile` has wrapped.
 
     Raises:
         BuilderError: The module was not built by builder.
     """
-    proof: Carried | None = module.__dict__.get("_builder_proof")
+    proof: Carried | None = uncompiled(module).__dict__.get("_builder_proof")
     if proof is None:
-        what, hint = "was not built by builder", "build it with builder.build(...)"
-        if "_builder_proof" in getattr(module, "_orig_mod", module).__dict__:
-            what, hint = "is what torch.compile made of a built module", "give the module itself: compiled._orig_mod"
-        raise BuilderError("module", [Problem(type(module).__name__, what, hint)])
+        problem = Problem(type(module).__name__, "was not built by builder", "build it with builder.build(...)")
+        raise BuilderError("module", [problem])
     return proof
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from rich.table import Table
 from torch import nn
 
-from builder.build import Proof, proof_of, uncompiled
-from builder.module import dtype_name
+from builder.build import Proof, proof_of
+from builder.module import dtype_name, uncompiled
 from builder.owners import owners
 
 

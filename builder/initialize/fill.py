@@ -27,7 +27,7 @@ from builder.initialize.pretrained_values import fill as pretrained_fill
 from builder.initialize.shards import check_shards, fill_shards, is_shard, mesh_device
 from builder.initialize.streams import generator_state, stream_words
 from builder.meta import parameters_on_meta
-from builder.module import Carried, Entry, carried
+from builder.module import Carried, Entry, carried, uncompiled
 from builder.owners import owners
 from builder.tie import retie
 
@@ -205,6 +205,7 @@ def initialise(module: nn.Module, seed: int | None = None) -> nn.Module:
         BuilderError: It was not built by builder or by `rng: torch`; `lsuv` decides a parameter, which needs a batch;
             a shard is of a kind that cannot be filled.
     """
+    given, module = module, uncompiled(module)
     proof, seed = _drawn_from(module, seed)
     refuse_without_batch(proof.decisions)
     planned = [(entry, proof.decisions[entry.name]) for entry in proof.parameters if entry.name in proof.decisions]
@@ -218,7 +219,7 @@ def initialise(module: nn.Module, seed: int | None = None) -> nn.Module:
         fill_module(module, proof.decisions, proof.parameters, seed)
     restore_buffers(module)
     fill_buffers(module, proof.buffer_values)
-    return module
+    return given
 
 
 def initial_values(
@@ -291,7 +292,7 @@ def _drawn_from(source: nn.Module | Planned, seed: int | None) -> tuple[Planned,
     if not isinstance(source, nn.Module):
         return source, 0 if seed is None else seed
     proof: Planned = carried(source)  # type: ignore[assignment]
-    own_seed, rng = source.__dict__["_builder_init"]
+    own_seed, rng = uncompiled(source).__dict__["_builder_init"]
     if rng != "keyed":
         what = f"was built with rng: {rng}, which draws all parameters from one stream, in order"
         raise BuilderError("init", [Problem(type(source).__name__, what, "build it with rng: keyed")])

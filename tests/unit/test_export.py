@@ -68,6 +68,11 @@ def test_compiled_model_is_exported_loaded_and_told_as_the_model_itself(model, t
     load_weights(other, tmp_path / "plain")
     model.eval(), other.eval()
     assert torch.equal(other(IDS), model(IDS))
+    assert torch.equal(
+        builder.initial_values(other, "wte.weight"), builder.initial_values(other._orig_mod, "wte.weight")
+    )
+    assert builder.initialise(other) is other
+    assert torch.equal(other.wte.weight, builder.initial_values(other, "wte.weight"))
 
 
 def test_compiled_model_keeps_its_frozen_rows():

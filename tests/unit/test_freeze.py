@@ -500,12 +500,6 @@ def test_module_of_others_is_refused(refusal):
     assert "was not built by builder" in refusal(hold_frozen, linear, torch.optim.SGD(linear.parameters())).what
 
 
-def test_compiled_module_is_refused_with_the_one_to_give(refusal):
-    compiled = torch.compile(builder.build(with_rules()), backend="eager")
-    for act in (builder.parameters, lambda module: hold_frozen(module, torch.optim.SGD(module.parameters()))):
-        assert "compiled._orig_mod" in refusal(act, compiled).hint
-
-
 def test_moment_at_which_everything_is_frozen_is_refused_when_it_comes(refusal):
     model = builder.build(with_rules(a={**EMB, "from": {"epoch": 1}}, b={"except": "emb.*", "from": {"step": 5}}))
     frozen = hold_frozen(model, torch.optim.SGD(model.parameters(), 0.1))
