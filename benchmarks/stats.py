@@ -8,7 +8,8 @@ pair is two neighbouring turns, its ratio that of their times, and the figure th
 - `loop`: the obvious loop for the same set, `.item()` after each measure, over the base set.
 - `add_histogram`: TensorBoard's, of all tensors, over the base set.
 - `wandb`: the time that a step of GPT-2 takes longer while `wandb.watch(log="all", log_freq=1)` logs it, offline, over
-  the same for `ParameterStatistics` with its defaults (what comes with every tenth logged step counts a tenth).
+  the same for what `ParameterStatistics` does by default, the values that it hands to wandb among it (what comes with
+  every tenth logged step counts a tenth).
 - `training`: steps of the recipe char_gpt with everything on (also spectral norms and effective ranks), logged every
   50 steps, over steps without: pairs of 50 steps within one fit. What comes with every tenth logged step is left out
   of the pairs and added by a tenth.
@@ -38,7 +39,7 @@ import builder
 from benchmarks.figures import CONF, Figure, figure, pairs_of, run
 from builder.config import composed
 from builder.lit_module import lightning_module
-from builder.stats.callback import ParameterStatistics
+from builder.stats.callback import TO_LOGGERS, ParameterStatistics, scalars
 from builder.stats.distance import Start, drawn_by
 from builder.stats.measure import weight_measures, weight_sums
 from builder.stats.outputs import OutputWatch
@@ -156,6 +157,7 @@ class Steps:
         self.outputs.detach()
         found = self.recorder.after_step(1, 0, more=more)
         self.store.append(found.parameters, found.outputs)
+        self.run.log(scalars(found.parameters, TO_LOGGERS))
         return time.perf_counter() - started
 
 

@@ -28,8 +28,7 @@ from builder.explain import parameter_theory
 from builder.first_batch import check_first_batch
 from builder.initialize.lsuv import needs_batch, rescale
 from builder.lit_module import RunPlan, assemble, scale_to_batch
-from builder.run import _check_settings as check_settings
-from builder.run import instantiated
+from builder.run import check_settings, instantiated
 from builder.shapes import made_batch
 from builder.stats.guards import in_json
 from builder.stats.outputs import LEAST_SAMPLES, LEAST_VALUES, RELU_LIKE, OutputWatch

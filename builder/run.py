@@ -74,7 +74,7 @@ def run(config: DictConfig, origin: Origin, console: Console | None = None) -> d
     write_text(directory / "config.yaml", _resolved(config))
     _quieten()
     plan = plan_run(config, places=origin.places, name=origin.name, scheme_name=origin.scheme_name)
-    _check_settings(config, plan.task)
+    check_settings(config, plan.task)
     checkpoint = _checkpoint_path(config)
     pl.seed_everything(plan.config.get("seed", 0), workers=True, verbose=False)
     data = instantiated(config.data, "data", pl.LightningDataModule)
@@ -302,8 +302,12 @@ def _check_checkpoint(path: str, lit: LitModule) -> None:
 # ---- what the run itself is told -----------------------------------------------------------------------------------
 
 
-def _check_settings(config: DictConfig, task: Task) -> None:
-    """Refuses wrong values of the keys at the top of a config, all at once."""
+def check_settings(config: DictConfig, task: Task) -> None:
+    """Refuses wrong values of the keys at the top of a config and of `stats`.
+
+    Raises:
+        BuilderError: Of all of them at once.
+    """
     problems = []
     metrics = ["train/loss", "val/loss", *(f"val/{name}" for name in task.spec.metrics)]
     for key in ("monitor", "scheduler.monitor"):

@@ -48,6 +48,7 @@ from builder.stats.verdicts import listed
 _log = logging.getLogger(__name__)
 _MLFLOW_BATCH = 500  # mlflow takes 1000 values at a time
 _SAVED = "drawn_parameters"  # in a checkpoint
+TO_LOGGERS = ("rms", "gradient_rms", "update_ratio")
 
 
 class ParameterStatistics(pl.Callback):
@@ -97,7 +98,7 @@ class ParameterStatistics(pl.Callback):
         flush_every: int = 10,
         select: Mapping[str, Any] | None = None,
         directory: str | Path | None = None,
-        to_loggers: Sequence[str] = ("rms", "gradient_rms", "update_ratio"),
+        to_loggers: Sequence[str] = TO_LOGGERS,
         outputs: str | Sequence[str] | None = "*",
         slower_every: int = 10,
         distance: bool = True,
@@ -389,14 +390,14 @@ class ParameterStatistics(pl.Callback):
         return step <= self._end < step + self._budget.every
 
     def _send(self, trainer: pl.Trainer, columns: Columns, step: int) -> None:
-        scalars = _scalars(columns, self._to_loggers)
+        values = scalars(columns, self._to_loggers)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger | WandbLogger):
-                logger.log_metrics(scalars, step=step)
+                logger.log_metrics(values, step=step)
             elif isinstance(logger, MLFlowLogger):
-                listed = list(scalars.items())
-                for first in range(0, len(listed), _MLFLOW_BATCH):
-                    logger.log_metrics(dict(listed[first : first + _MLFLOW_BATCH]), step=step)
+                pairs = list(values.items())
+                for first in range(0, len(pairs), _MLFLOW_BATCH):
+                    logger.log_metrics(dict(pairs[first : first + _MLFLOW_BATCH]), step=step)
 
     def _flush(self) -> None:
         if self._store is not None:
@@ -450,8 +451,8 @@ def _clips(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
     return bool(trainer.gradient_clip_val) or is_overridden("configure_gradient_clipping", pl_module)
 
 
-def _scalars(columns: Columns, measures: Sequence[str]) -> dict[str, Any]:
-    """Values by `measure/name`, of a stacked model by `measure/name/member`, without nulls."""
+def scalars(columns: Columns, measures: Sequence[str]) -> dict[str, Any]:
+    """What loggers get: values by `measure/name`, of a stacked model by `measure/name/member`, without nulls."""
     return {
         f"{measure}/{name}" if member is None else f"{measure}/{name}/{member}": value
         for measure in measures
