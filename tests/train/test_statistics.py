@@ -868,3 +868,19 @@ def test_two_processes_come_to_the_numbers_of_one(tmp_path, strategy, one_proces
     rows = read_stats(tmp_path)
     assert rows.filter(step=6)["distance"].null_count() == 0 and rows["clipped_gradient_rms"].null_count() == 3
     assert read_outputs(tmp_path).filter(layer="act")["dead"].to_list() == pytest.approx([2 / 9] * 3)
+
+
+@pytest.mark.slow
+def test_trainings_that_are_killed_keep_all_but_the_records_that_were_not_yet_written(tmp_path):
+    script = Path(__file__).with_name("killed_worker.py")
+    done = subprocess.run([sys.executable, script, tmp_path, "20"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    runs = sorted(tmp_path.iterdir(), key=lambda run: int(run.name))
+    assert len(runs) == 20
+    for run in runs:
+        taken = int((run / "told").read_text().split()[-1])
+        logged = taken // 2
+        kept = steps(run)
+        assert kept == list(range(2, 2 * len(kept) + 1, 2)), "from the first on, without a gap"
+        assert logged - logged % 3 <= len(kept) <= logged + 1, "all flushes of three, and perhaps one that was not told"
+        assert read_outputs(run)["step"].unique(maintain_order=True).to_list() in (kept, kept[:-3])
