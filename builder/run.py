@@ -39,7 +39,7 @@ from builder.progress import BestCheckpoint, LastCheckpoint, SaveOnException, is
 from builder.report.page import REPORT
 from builder.report.write import write_report
 from builder.resume import check_tensors, read_checkpoint
-from builder.stats.callback import ParameterStatistics
+from builder.stats.callback import ParameterStatistics, shared_directories
 from builder.stats.guards import NonFiniteGuard, VerdictsFile
 from builder.stats.settings import IN_CONFIG, check_outputs, faults, parameters_of, selector
 from builder.table import as_data, parameters, render_table
@@ -80,7 +80,7 @@ def run(config: DictConfig, origin: Origin, console: Console | None = None) -> d
     data = instantiated(config.data, "data", pl.LightningDataModule)
     trainer = make_trainer(config, directory)
     lit = assemble(plan)
-    _check_statistics(config, lit)
+    _check_statistics(config, lit, trainer)
     if checkpoint is not None:
         _check_checkpoint(checkpoint, lit)
     batch = check_first_batch(lit, plan.proof, data)
@@ -358,12 +358,12 @@ def _check_trainer(settings: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
-def _check_statistics(config: DictConfig, lit: LitModule) -> None:
-    """Refuses rules of statistics that choose nothing; Lightning would start its loggers before they are read."""
+def _check_statistics(config: DictConfig, lit: LitModule, trainer: pl.Trainer) -> None:
+    """Refuses what the callback would refuse when the fit starts, after Lightning has started its loggers."""
     stats = _plain(config.stats, "stats")
     if not stats["enabled"]:
         return
-    problems: list[Problem] = []
+    problems = shared_directories(trainer)
     for check in (
         lambda: parameters_of(lit.model, selector(stats.get("select"))),
         lambda: check_outputs(lit.model, stats.get("outputs") or ()),

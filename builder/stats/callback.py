@@ -159,7 +159,7 @@ class ParameterStatistics(pl.Callback):
         """Chooses the parameters; what can be wrong with the settings is told here."""
         model = _model(pl_module)
         self._chosen = chosen = parameters_of(model, self._selector)
-        raise_all("statistics", [*self._unstacked(), *self._shared_directory(trainer)])
+        raise_all("statistics", [*self._unstacked(), *shared_directories(trainer)])
         several = trainer.world_size > 1
         self._pending = self._recorder = None
         self._budget = Budget(self._every, self._max_overhead, self._slower_every)
@@ -183,16 +183,9 @@ class ParameterStatistics(pl.Callback):
         hint = "leave it out with stats.select.except, or watch without stacked"
         return [Problem("stats.stacked", f"'{name}' has {what}", hint) for name, what in odd.items()]
 
-    def _run_dir(self, trainer: pl.Trainer) -> Path:
+    def run_dir(self, trainer: pl.Trainer) -> Path:
+        """Where this writes in a fit of a trainer."""
         return Path(trainer.default_root_dir if self._directory is None else self._directory)
-
-    def _shared_directory(self, trainer: pl.Trainer) -> list[Problem]:
-        own = self._run_dir(trainer)
-        everywhere = [each._run_dir(trainer).resolve() for each in _watches(trainer)]
-        if everywhere.count(own.resolve()) == 1:
-            return []
-        what = f"more than one callback would write statistics to {own}"
-        return [Problem("stats.directory", what, "give each a directory of its own, or choose all parameters in one")]
 
     def _start_of(self, trainer: pl.Trainer, model: nn.Module) -> Start:
         """Initial values. Of a checkpoint without statistics those are drawn again that can be."""
@@ -236,8 +229,8 @@ class ParameterStatistics(pl.Callback):
             self._together, self._most = bool(optimizers), max(len(optimizers), 1)
             self._recorder = Recorders(self._chosen, optimizers, partial(self._recorder_of, rank))
         if rank == 0:
-            take_back(self._run_dir(trainer), trainer.global_step)
-            self._store = Store(self._run_dir(trainer), self._flush_every)
+            take_back(self.run_dir(trainer), trainer.global_step)
+            self._store = Store(self.run_dir(trainer), self._flush_every)
             self._before = self._store.read_cost()
             if self._start is not None and self._start.words():
                 _log.info(self._start.words())
@@ -414,9 +407,16 @@ class ParameterStatistics(pl.Callback):
         self._recorder = self._pending = self._store = None
 
 
-def _watches(trainer: pl.Trainer) -> list[ParameterStatistics]:
+def shared_directories(trainer: pl.Trainer) -> list[Problem]:
+    """The directories to which more than one of a trainer's callbacks would write statistics."""
     callbacks = cast(list[pl.Callback], trainer.callbacks)  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, ParameterStatistics)]
+    found = [each.run_dir(trainer).resolve() for each in callbacks if isinstance(each, ParameterStatistics)]
+    hint = "give each a directory of its own, or choose all parameters in one"
+    return [
+        Problem("stats.directory", f"more than one callback would write statistics to {directory}", hint)
+        for directory in dict.fromkeys(found)
+        if found.count(directory) > 1
+    ]
 
 
 def _model(pl_module: pl.LightningModule) -> nn.Module:

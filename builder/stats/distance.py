@@ -59,8 +59,11 @@ class Start:
         self._parameters, self._draw, self._rank, self._stacked = dict(parameters), draw, rank, stacked
         self.missing: set[str] = set()
         self._copies: dict[str, Tensor] = {}
-        moved = self._moved(self._candidates(set(parameters if resumed is None else resumed)))
-        self.drawn = {name for name, apart in moved.items() if apart == 0 or resumed is not None}
+        candidates = self._candidates(parameters if resumed is None else resumed)
+        moved = self.sums(candidates)[:, _MOVED]  # now known to be missing is what cannot be drawn
+        self.drawn = {name for name in candidates if name not in self.missing}
+        if resumed is None:
+            self.drawn -= {name for name, apart in zip(candidates, moved.tolist(), strict=True) if apart != 0}
         others = [name for name in parameters if name not in self.drawn]
         self.missing = set() if resumed is None else set(others)
         if resumed is None:
@@ -159,13 +162,10 @@ class Start:
 
     def _candidates(self, names: Collection[str]) -> list[str]:
         """Such of the names as are watched and made of whole rows, which can be drawn by themselves."""
-        known = [name for name in self._parameters if name in names]
-        return [name for name in known if not self._stacked and first_row(self._parameters[name]) is not None]
-
-    def _moved(self, names: Sequence[str]) -> dict[str, float]:
-        """How far parameters are from what is drawn; those that cannot be drawn are left out."""
-        moved = self.sums(names)[:, _MOVED].tolist()
-        return {name: apart for name, apart in zip(names, moved, strict=True) if name not in self.missing}
+        if self._stacked:
+            return []
+        known = [name for name in self._parameters if name in set(names)]
+        return [name for name in known if first_row(self._parameters[name]) is not None]
 
 
 def drawn_by(model: nn.Module) -> Draw:

@@ -248,8 +248,13 @@ PARAMETER = "+model.layers.w={kind:Parameter,shape:[10]}"
         ),
         pytest.param(["callbacks=3"], "callbacks (override", "got 3", "by name", id="a number for the callbacks"),
         pytest.param(
-            ["stats=default", "+callbacks.x={_target_: builder.stats.callback.ParameterStatistics}"], "callbacks (config.yaml",
-            "more than one stateful callback of type `ParameterStatistics`", "leave all but one out",
+            ["+callbacks.y={_target_: pytorch_lightning.callbacks.Timer}", "+callbacks.z={_target_: pytorch_lightning.callbacks.Timer}"],
+            "callbacks (config.yaml", "more than one stateful callback of type `Timer`", "leave all but one out",
+            id="two callbacks that a checkpoint cannot tell apart",
+        ),
+        pytest.param(
+            ["stats=default", "+callbacks.x={_target_: builder.stats.callback.ParameterStatistics}"], "stats.directory",
+            "more than one callback would write statistics", "a directory of its own",
             id="a callback that the run has already",
         ),
     ],
