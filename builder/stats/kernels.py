@@ -52,6 +52,17 @@ def sums(x: Values, bits: Bits, before: Values) -> tuple[float, float, np.int32,
     return total, squares, least, greatest, zeros, moved
 
 
+@compiled("Tuple((f8, i4))(f4[::1], i4[::1])", _FREEDOM)
+def magnitudes(x: Values, bits: Bits) -> tuple[float, np.int32]:
+    """All that is measured of gradients: squares, and the greatest absolute value as an integer (see `sums`)."""
+    squares, greatest = 0.0, _I(0)
+    for i in range(x.size):
+        value = np.float64(x[i])
+        squares += value * value
+        greatest = _I(max(greatest, _I(bits[i] & _REST)))
+    return squares, greatest
+
+
 @compiled("UniTuple(f8, 2)(f4[::1], f8)", _FREEDOM)
 def spread(x: Values, mean: float) -> tuple[float, float]:
     """The sum of the differences from a mean, and of their squares."""

@@ -266,7 +266,8 @@ class _Activations(TorchFunctionMode):
 
 def _full_precision(device: str) -> AbstractContextManager[Any]:
     """Within autocast, measures would be taken in the low precision as well."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    is_lower = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if is_lower else nullcontext()
 
 
 def kind_of(module: nn.Module) -> str:

@@ -37,6 +37,8 @@ _WIDE = 2**13  # values in float64 that stay in a core's cache, and are too few 
 _WORTH_THREADS = 2**23  # values, which a thread alone reads in 3 ms; starting others takes one
 _NEAR = 2.0**-10  # of the squares around zero: with fewer, those around the mean have lost three of sixteen digits
 _NO_VALUES = np.empty(0, np.float32)
+_MAGNITUDES = frozenset(("count", "squares", "greatest", "nonfinite"))
+_ENDS: dict[str, Callable[[Sequence[float]], float]] = {"low": min, "high": max, "greatest": max}
 
 Read = Callable[[Chunk, Names, bool], list[float]]
 """From a chunk, and whether compiled loops are at hand, to its sums."""
@@ -86,10 +88,9 @@ def joined_rows(rows: Rows, columns: Names) -> list[float]:
         mean = found["total"] / found["count"]
         apart = [total / n - mean for n, total in zip(of["count"], of["total"], strict=True)]
         found["around"] += sum(n * a * a for n, a in zip(of["count"], apart, strict=True))
-    if "low" in of:
-        found["low"], found["high"] = min(of["low"]), max(of["high"])
-        if any(map(isnan, of["low"])):  # which Python's min may pass over
-            found["low"] = found["high"] = nan
+    for column, end in _ENDS.items():
+        if column in of:  # Python's min and max may pass over a NaN
+            found[column] = nan if any(map(isnan, of[column])) else end(of[column])
     return [found[column] for column in columns]
 
 
@@ -99,7 +100,7 @@ def joined_rows(rows: Rows, columns: Names) -> list[float]:
 def values(chunk: Chunk, columns: Names, by_loop: bool) -> list[float]:
     """Sums over one tensor's values; over the difference from a second one as well, where there is one."""
     if by_loop and _is_narrow(chunk):
-        found = _by_loop(*map(_narrow, chunk))
+        found = (_magnitudes if _MAGNITUDES.issuperset(columns) else _by_loop)(*map(_narrow, chunk))
         if found is not None:
             return [found[column] for column in columns]
     return _exact(chunk, columns, partial(_exact_values, columns))
@@ -146,6 +147,14 @@ def _by_loop(x: NDArray[np.float32], before: NDArray[np.float32] = _NO_VALUES) -
     return found | {"zeros": zeros, "nonfinite": 0.0, "compared": before.size, "moved": moved}
 
 
+def _magnitudes(x: NDArray[np.float32]) -> dict[str, float] | None:
+    """None where values are not finite."""
+    squares, greatest = kernels().magnitudes(x, x.view(np.int32))
+    if greatest >= kernels().INFINITY:
+        return None
+    return {"count": x.size, "squares": squares, "greatest": _from_ordered(greatest), "nonfinite": 0.0}
+
+
 def _from_ordered(number: int) -> float:
     """The float32 whose bits, put in the order of the values, are this integer."""
     bits = number if number >= 0 else number ^ 0x7FFFFFFF
@@ -170,6 +179,8 @@ def _exact_values(columns: Names, x: NDArray[Any], before: NDArray[Any] = _NO_VA
     found = {"count": float(len(x)), "squares": float(x @ x)}
     if "low" in columns:
         found["low"], found["high"] = float(np.minimum.reduce(x)), float(np.maximum.reduce(x))
+    if "greatest" in columns:
+        found["greatest"] = float(np.maximum.reduce(np.abs(x)))
     if "total" in columns:
         found["total"] = float(np.add.reduce(x))
         centred = x - found["total"] / len(x)
