@@ -10,9 +10,10 @@ pair is two neighbouring turns, its ratio that of their times, and the figure th
 - `wandb`: the time that a step of GPT-2 takes longer while `wandb.watch(log="all", log_freq=1)` logs it, offline, over
   the same for what `ParameterStatistics` does by default, the values that it hands to wandb among it (what comes with
   every tenth logged step counts a tenth).
-- `training`: steps of the recipe char_gpt with everything on (also spectral norms and effective ranks), logged every
-  50 steps, over steps without: pairs of 50 steps within one fit. What comes with every tenth logged step is left out
-  of the pairs and added by a tenth.
+- `training`: 50 steps of the recipe char_gpt with everything on (also spectral norms and effective ranks), one of them
+  logged, over 50 steps without. Each logged step is a pair with the median of the ten steps before and the ten after
+  it, in which statistics do no more than look at the step's number: the machine's speed differs more between two
+  stretches of 50 steps than a logged step costs. What comes with every tenth logged step is added by a tenth.
 
 The process ends with 1 where a figure is beyond its limit.
 """
@@ -52,6 +53,7 @@ LEAST_HISTOGRAM = 50.0
 LEAST_WANDB = 15.0
 MOST_TRAINING = 1.02
 EVERY = 50
+BESIDE = 10  # steps on either side of a logged one
 
 
 # ---- the base set --------------------------------------------------------------------------------------------------
@@ -186,71 +188,51 @@ def _extra(steps: Steps) -> float:
 # ---- a training run ------------------------------------------------------------------------------------------------
 
 
-class InTurn(ParameterStatistics):
-    """Statistics in blocks of 50 steps that are on, off, off, on, ...; keeps the time of each block.
+class Timed(ParameterStatistics):
+    """Statistics that keep the time of each step.
 
     Attributes:
-        blocks: Whether statistics were on, and the seconds without the measures of every tenth logged step.
+        steps: Seconds of each, without the measures of every tenth logged step.
         extra: Seconds of those, each time.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.blocks: list[tuple[bool, float]] = []
+        self.steps: list[float] = []
         self.extra: list[float] = []
-        self._last = 0.0
-
-    def is_on(self, trainer: pl.Trainer) -> bool:
-        """Whether the coming step is in a block with statistics."""
-        return trainer.global_step // EVERY % 4 in (0, 3)
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Watches a step of a block that is on."""
-        if trainer.global_step == 0:
-            self._last = time.perf_counter()
-        if self.is_on(trainer):
-            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Watches a step of a block that is on."""
-        if self.is_on(trainer):
-            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        self._last = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ends a block after every 50th step."""
+        """Keeps the time since the step before."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.global_step % EVERY == 0:
-            now, on = time.perf_counter(), (trainer.global_step - 1) // EVERY % 4 in (0, 3)
-            extra = self._recorder.extra_seconds if on and self._recorder is not None else 0.0
-            self.extra += [extra] if extra else []
-            self.blocks.append((on, now - self._last - extra))
-            self._last = now
+        now, extra = time.perf_counter(), 0.0
+        if trainer.global_step % EVERY == 0 and self._recorder is not None:
+            extra = self._recorder.extra_seconds
+        self.extra += [extra] if extra else []
+        self.steps.append(now - self._last - extra)
+        self._last = now
 
 
 def training(pairs: int) -> Figure:
     """Steps with everything on over steps with statistics off."""
     pairs = max(pairs, 20)  # of which two logged steps have everything
-    steps = 2 * EVERY * (pairs + 1)
+    steps = EVERY * (pairs + 1) + BESIDE
     config, _ = composed(["+recipes=char_gpt", "trainer=cpu", "seed=0", f"trainer.max_steps={steps}"])
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        watch = InTurn(every_n_steps=EVERY, spectral_norm=True, effective_rank=512, max_overhead=None, directory=folder)
+        watch = Timed(every_n_steps=EVERY, spectral_norm=True, effective_rank=512, max_overhead=None, directory=folder)
         fit(config, watch, steps, Path(folder))
-    times = watch.blocks[2:]  # the first pair warms up
     found = []
-    for first, second in zip(times[::2], times[1::2], strict=True):
-        on, off = (first, second) if first[0] else (second, first)
-        found.append((on[1], off[1]))
+    for logged in range(2 * EVERY - 1, steps - BESIDE, EVERY):  # the first one warms up
+        beside = watch.steps[logged - BESIDE : logged] + watch.steps[logged + 1 : logged + 1 + BESIDE]
+        plain = statistics.median(beside)
+        found.append(((EVERY - 1) * plain + watch.steps[logged], EVERY * plain))
     return figure("training", found, MOST_TRAINING, extra=statistics.fmean(watch.extra) / 10)
 
 
-def fit(config: DictConfig, watch: InTurn, steps: int, folder: Path) -> None:
+def fit(config: DictConfig, watch: Timed, steps: int, folder: Path) -> None:
     from hydra.utils import instantiate  # noqa: PLC0415 (only this figure needs it)
 
     data = instantiate(config.data)
