@@ -34,6 +34,7 @@ from torch.optim import Optimizer
 
 from builder.errors import BuilderError, Problem, raise_all
 from builder.initialize.shards import is_shard
+from builder.module import uncompiled
 from builder.stats.budget import Budget
 from builder.stats.columns import COUNTS, Columns
 from builder.stats.distance import Start, drawn_by
@@ -209,7 +210,7 @@ class ParameterStatistics(pl.Callback):
     def _output_watch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, model: nn.Module) -> OutputWatch | None:
         if self._patterns is None:
             return None
-        written = _as_written(model)
+        written = uncompiled(model)
         if not any(hasattr(module, "_orig_mod") for module in written.modules()):  # the paths are those of the source
             check_outputs(written, self._patterns)
         compiled = next((path for path, module in pl_module.named_modules() if _is_compiled(module)), None)
@@ -440,11 +441,6 @@ def _counted(columns: Columns, measure: str) -> dict[str, int]:
 def _is_compiled(module: nn.Module) -> bool:
     """Whether by `module.compile()` or by `torch.compile(module)`."""
     return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
-
-
-def _as_written(model: nn.Module) -> nn.Module:
-    """The module that `torch.compile` wrapped, whose paths are those of the source."""
-    return cast(nn.Module, getattr(model, "_orig_mod", model))
 
 
 def _clips(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:

@@ -98,7 +98,7 @@ def chosen_parameters(model: nn.Module, selector: Selector) -> dict[str, nn.Para
     thawing: Collection[str] = proof.freeze.scheduled if proof else ()
     ties = proof.ties.items() if proof else ()
     every |= {name: known[owner] for name, owner in ties if owner in known}  # transposed ones are no parameters
-    selected = [name for name, p in every.items() if selector.selects(_entry(model, name, p, thawing))]
+    selected = {name: p for name, p in every.items() if selector.selects(_entry(model, name, p, thawing))}
     chosen = {name: p for name, p in known.items() if name in selected}
     problems = [
         Problem("stats.select", f"'{name}' is {fault}, which is not measured", "leave it out with stats.select.except")
@@ -106,8 +106,9 @@ def chosen_parameters(model: nn.Module, selector: Selector) -> dict[str, nn.Para
         if (fault := _fault(parameter))
     ]
     if not chosen and selected:
-        owner = next(name for name, p in known.items() if p is every[selected[0]])
-        what = f"{selected[0]!r} is tied to {owner!r}, which owns the values"
+        alias, owned = next(iter(selected.items()))
+        owner = next(name for name, p in known.items() if p is owned)
+        what = f"{alias!r} is tied to {owner!r}, which owns the values"
         problems.append(Problem("stats.select", what, f"select {owner!r} instead"))
     elif not chosen:
         hint = did_you_mean(selector.match, known)
