@@ -1,6 +1,6 @@
 """What watching costs: statistics over plain passes, over the obvious ways, and over a training run without them.
 
-Each pair does both things in one process, in turn (A B B A), so that whatever else the machine does falls on both. A
+Each pair does both things in turn (A B B A), so that whatever else the machine does falls on both. A
 pair is two neighbouring turns, its ratio that of their times, and the figure the median over all pairs.
 
 - `sum`: the base set of weights (mean, std, rms, min, max, l2, zeros, non-finite; on the host at the end) of GPT-2's
@@ -10,10 +10,11 @@ pair is two neighbouring turns, its ratio that of their times, and the figure th
 - `wandb`: the time that a step of GPT-2 takes longer while `wandb.watch(log="all", log_freq=1)` logs it, offline, over
   the same for what `ParameterStatistics` does by default, the values that it hands to wandb among it (what comes with
   every tenth logged step counts a tenth).
-- `training`: 50 steps of the recipe char_gpt with everything on (also spectral norms and effective ranks), one of them
-  logged, over 50 steps without. Each logged step is a pair with the median of the ten steps before and the ten after
-  it, in which statistics do no more than look at the step's number: the machine's speed differs more between two
-  stretches of 50 steps than a logged step costs. What comes with every tenth logged step is added by a tenth.
+- `training`: the recipe char_gpt with everything on (also spectral norms and effective ranks), one step in 50 logged,
+  over the same with `stats=none`: two processes of `train.py` that make their steps in turn, since a machine's speed
+  may differ more between two stretches of 50 steps than a logged step costs. A pair is 50 steps of either, with a
+  logged one in the middle. Those whose logged step has the slower measures as well are set apart: what these take is
+  added by a tenth to each of the others.
 
 The process ends with 1 where a figure is beyond its limit.
 """
@@ -25,22 +26,17 @@ import statistics
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.tensorboard.writer import SummaryWriter
 
 import builder
 from benchmarks.figures import CONF, Figure, figure, pairs_of, run
-from builder.config import composed
-from builder.lit_module import lightning_module
-from builder.stats.callback import TO_LOGGERS, ParameterStatistics, scalars
+from benchmarks.turns import in_turns
+from builder.stats.callback import TO_LOGGERS, scalars
 from builder.stats.distance import Start, drawn_by
 from builder.stats.measure import weight_measures, weight_sums
 from builder.stats.outputs import OutputWatch
@@ -53,7 +49,8 @@ LEAST_HISTOGRAM = 50.0
 LEAST_WANDB = 15.0
 MOST_TRAINING = 1.02
 EVERY = 50
-BESIDE = 10  # steps on either side of a logged one
+SLOWER_EVERY = 10
+BATCH = 32
 
 
 # ---- the base set --------------------------------------------------------------------------------------------------
@@ -188,63 +185,27 @@ def _extra(steps: Steps) -> float:
 # ---- a training run ------------------------------------------------------------------------------------------------
 
 
-class Timed(ParameterStatistics):
-    """Statistics that keep the time of each step.
-
-    Attributes:
-        steps: Seconds of each, without the measures of every tenth logged step.
-        extra: Seconds of those, each time.
-    """
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.steps: list[float] = []
-        self.extra: list[float] = []
-        self._last = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Keeps the time since the step before."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        now, extra = time.perf_counter(), 0.0
-        if trainer.global_step % EVERY == 0 and self._recorder is not None:
-            extra = self._recorder.extra_seconds
-        self.extra += [extra] if extra else []
-        self.steps.append(now - self._last - extra)
-        self._last = now
-
-
 def training(pairs: int) -> Figure:
-    """Steps with everything on over steps with statistics off."""
-    pairs = max(pairs, 20)  # of which two logged steps have everything
-    steps = EVERY * (pairs + 1) + BESIDE
-    config, _ = composed(["+recipes=char_gpt", "trainer=cpu", "seed=0", f"trainer.max_steps={steps}"])
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        watch = Timed(every_n_steps=EVERY, spectral_norm=True, effective_rank=512, max_overhead=None, directory=folder)
-        fit(config, watch, steps, Path(folder))
-    found = []
-    for logged in range(2 * EVERY - 1, steps - BESIDE, EVERY):  # the first one warms up
-        beside = watch.steps[logged - BESIDE : logged] + watch.steps[logged + 1 : logged + 1 + BESIDE]
-        plain = statistics.median(beside)
-        found.append(((EVERY - 1) * plain + watch.steps[logged], EVERY * plain))
-    return figure("training", found, MOST_TRAINING, extra=statistics.fmean(watch.extra) / 10)
-
-
-def fit(config: DictConfig, watch: Timed, steps: int, folder: Path) -> None:
-    from hydra.utils import instantiate  # noqa: PLC0415 (only this figure needs it)
-
-    data = instantiate(config.data)
-    trainer = pl.Trainer(
-        accelerator="cpu", max_steps=steps, max_epochs=-1, gradient_clip_val=1.0, default_root_dir=folder,
-        logger=pl.loggers.TensorBoardLogger(folder), enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, callbacks=[watch],
-    )  # fmt: skip
-    try:
-        trainer.fit(lightning_module(config), datamodule=data)
-    except SystemExit as err:  # Lightning's answer to Ctrl-C
-        raise KeyboardInterrupt from err
+    """A training with everything on beside one with statistics off."""
+    stretches = max(pairs, 2 * SLOWER_EVERY)
+    steps = EVERY * (stretches + 1) + EVERY // 2
+    common = ["+recipes=char_gpt", "trainer=cpu", "trainer.max_epochs=1", f"trainer.max_steps={steps}"]
+    common += [f"data.windows_per_epoch={steps * BATCH}", f"data.batch_size={BATCH}"]
+    everything = [f"stats.every_n_steps={EVERY}", f"stats.slower_every={SLOWER_EVERY}", "stats.max_overhead=null"]
+    everything += ["stats.spectral_norm=true", "stats.effective_rank=512"]
+    with tempfile.TemporaryDirectory() as folder:
+        on, off = in_turns([[*common, *everything], [*common, "stats=none"]], steps, Path(folder))
+    found, logged, slower = [], [], []
+    for number in range(2, stretches + 2):  # the first one warms up
+        middle = EVERY * number - 1
+        if number % SLOWER_EVERY == 1:
+            slower.append(on[middle])
+            continue
+        logged.append(on[middle])
+        stretch = slice(middle - EVERY // 2, middle + EVERY // 2)
+        found.append((sum(on[stretch]), sum(off[stretch])))
+    extra = (statistics.median(slower) - statistics.median(logged)) / SLOWER_EVERY
+    return figure("training", found, MOST_TRAINING, extra=extra)
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------

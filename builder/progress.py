@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from torch import Tensor
 
-from builder.stats.guards import nonfinite_weights
+from builder.stats.guards import nonfinite_learned
 
 SECONDS = 10.0  # between two lines
 _LOST = "its weights are not finite"
@@ -31,14 +31,8 @@ def progress() -> pl.Callback:
 
 
 def is_sound(trainer: pl.Trainer) -> bool:
-    """Whether all trainable weights are finite in all processes, which have to ask together.
-
-    A frozen weight or a buffer may be infinite on purpose, as in a mask.
-    """
-    module = trainer.lightning_module
-    trainable = {name.removeprefix("model.") for name, p in module.named_parameters() if p.requires_grad}
-    sound = trainable.isdisjoint(nonfinite_weights(module))
-    return trainer.strategy.reduce_boolean_decision(sound)
+    """Whether all trainable weights are finite in all processes, which have to ask together."""
+    return trainer.strategy.reduce_boolean_decision(not nonfinite_learned(trainer.lightning_module))
 
 
 class _SoundCheckpoint(ModelCheckpoint):

@@ -97,7 +97,7 @@ class NonFiniteGuard(pl.Callback):
             return
         last, self._seen = self._seen, trainer.global_step
         if self._seen // self._every > last // self._every:  # a batch may make several steps, or none
-            weights = _counts({name: p.detach() for name, p in pl_module.named_parameters() if p.requires_grad})
+            weights = nonfinite_learned(pl_module)
             if not _everywhere(trainer, not weights):
                 self._act_on_counts(trainer, self._seen, weights, {})
 
@@ -208,6 +208,11 @@ def nonfinite_weights(module: nn.Module) -> dict[str, int]:
     """How many values of each parameter and floating buffer are NaN or infinite; those without any are left out."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return _counts({name: tensor.detach() for name, tensor in tensors.items()})
+
+
+def nonfinite_learned(module: nn.Module) -> dict[str, int]:
+    """The same of trainable parameters alone: a frozen one or a buffer may be infinite on purpose, as a mask is."""
+    return _counts({name: p.detach() for name, p in module.named_parameters() if p.requires_grad})
 
 
 def nonfinite_gradients(module: nn.Module) -> dict[str, int]:
