@@ -8,17 +8,31 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from builder.errors import Problem, did_you_mean
+from builder.errors import Problem, did_you_mean, raise_all
 
 _DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
+_PREFIX = re.compile(r"\w+(\.\w+)*")
 
 
 def is_dotted(name: str) -> bool:
     """Whether a text is a dotted name of public parts, such as `timm.layers.DropPath`."""
     return _DOTTED.fullmatch(name) is not None
+
+
+def prefixes(allow: object) -> list[str]:
+    """What a caller allows, as a list; one prefix may be given by itself.
+
+    Raises:
+        BuilderError: Something that is no dotted name among them.
+    """
+    given = [allow] if isinstance(allow, str) else list(allow) if isinstance(allow, Iterable) else [allow]
+    hint = 'a package, or a dotted name in one: allow=["my_package"]'
+    wrong = [name for name in given if not isinstance(name, str) or not _PREFIX.fullmatch(name)]
+    raise_all("arguments", [Problem("allow", f"got {name!r}", hint) for name in wrong])
+    return [str(name) for name in given]
 
 
 def is_allowed(name: str, allow: Sequence[str]) -> bool:

@@ -15,6 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from builder.allowed import prefixes
 from builder.errors import BuilderError, Problem, did_you_mean, raise_all
 from builder.expand import Expansion, expand
 from builder.freeze import FreezePlan, plan_freeze
@@ -105,7 +106,7 @@ def prove(
     Raises:
         BuilderError: The model is refused, with all problems of the stage that refused it.
     """
-    allow = [allow] if isinstance(allow, str) else allow
+    allow = prefixes(allow)
     loaded = load(source, args, places=places, name=name)
     scheme = read_scheme(init)
     freeze_outside = read_freeze(freeze or {})

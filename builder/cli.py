@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, or 2 where the config is refused."""
     parser = _parser()
     given, rest = parser.parse_known_args(arguments)  # argparse takes no part of `target` after an option
+    rest = [part for part in rest if part != "--"]
     if rest and ("target" not in given or any(part.startswith("-") for part in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -71,6 +72,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 0  # the reader, such as `head`, has gone
+    except Exception as err:
+        from omegaconf.errors import OmegaConfBaseException
+
+        from builder.config import unresolved
+
+        if not isinstance(err, OmegaConfBaseException):  # a section that was taken out is missed where it is read
+            raise
+        print(unresolved(err), file=sys.stderr)
+        return 2
     return 0
 
 

@@ -199,7 +199,7 @@ def _held_by(
         problems.append(Problem(f"{address}.eval", what, "leave eval out, or match the modules: backbone.*"))
     if paths and not owned and not problems and not any(map(_may_differ, map(module.get_submodule, paths))):
         what = "changes nothing: what it matches is alike in train and eval mode, and no parameter"
-        problems.append(Problem(f"{address}.eval", what, f"to freeze its parameters, match them: {paths[0]}.*"))
+        problems.append(Problem(f"{address}.eval", what, _parameters_hint(paths, ties, parameters)))
     rows, wrong = _rows(address, rule, args)
     problems += wrong
     for entry in owned:
@@ -303,14 +303,23 @@ def held_modules(rule: FreezeRule, owned: Sequence[Entry], module: nn.Module) ->
 
 
 def _may_differ(module: nn.Module) -> bool:
-    """Whether a module may do in train mode what it does not in eval mode."""
-    return type(module).__module__.partition(".")[0] != "torch" or not isinstance(module, _ALIKE)
+    """Whether a module, apart from its children, may do in train mode what it does not in eval mode."""
+    return not type(module).__module__.startswith("torch.nn.modules.") or isinstance(module, _DIFFERENT)
 
 
-_ALIKE = (
-    nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm,
-    nn.GroupNorm, nn.PReLU,
+_DIFFERENT = (
+    nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase, nn.RReLU, nn.RNNBase, nn.MultiheadAttention,
+    nn.TransformerEncoder, nn.TransformerEncoderLayer,
 )  # fmt: skip
+
+
+def _parameters_hint(paths: Sequence[str], ties: Mapping[str, str], parameters: Sequence[Entry]) -> str:
+    """How to freeze what modules own."""
+    own = next((entry for entry in parameters if _is_within(entry.name, paths)), None)
+    if own is None:
+        return "remove it"
+    name = ties.get(own.name, f"{own.name.rpartition('.')[0]}.*")
+    return f"to freeze its parameters, match them: {name}"
 
 
 def _covers(rule: FreezeRule, path: str, kind: str) -> bool:
@@ -413,7 +422,9 @@ def idle_problem(plan: FreezePlan, epoch: int, step: int) -> Problem:
     when, hint = "", "leave something to train"
     if plan.scheduled:
         when, hint = f" at epoch {epoch}, step {step}", f"{hint} at any time"
-    what = f"everything is frozen{when}: all {values:,} parameters (by {', '.join(sorted(on)) or 'nothing'})"
+    what = f"everything is frozen{when}: all {values:,} parameters (by {', '.join(sorted(on))})"
+    if not plan.shapes:
+        what, hint = "there is nothing to train: the model has no parameters", "give it a layer that has some"
     return Problem("freeze", what, hint)
 
 

@@ -84,7 +84,7 @@ def plan_groups(config: Mapping[str, Any], proof: Proof) -> tuple[list[Group], l
     if problems:
         return [], list(dict.fromkeys(problems))
     groups = _grouped({name: _settings(given[name], multipliers[name], own) for name in given}, given, proof)
-    return groups, _rehearse(config, groups, proof)
+    return groups, _rehearse(config, groups, given, proof)
 
 
 def trained(proof: Proof) -> list[Entry]:
@@ -266,14 +266,19 @@ def _deciding(given: Mapping[str, tuple[str, Any]], proof: Proof, name: str) -> 
         yield decision.rule
 
 
-def _rehearse(config: Mapping[str, Any], groups: Sequence[Group], proof: Proof) -> list[Problem]:
+def _rehearse(
+    config: Mapping[str, Any],
+    groups: Sequence[Group],
+    given: Mapping[str, Mapping[str, tuple[str, Any]]],
+    proof: Proof,
+) -> list[Problem]:
     """What torch says of each group's settings, and of all groups of the real shapes together."""
     plain = {key: value for key, value in config.items() if key != "groups"}
     for group in groups:
         problems = check_optimizer({**plain, **group.settings}) if group.settings else []
         if problems:
-            rules = [name for rules in group.rules.values() for name in rules if name in (config.get("groups") or {})]
-            address = f"optimizer.groups.{rules[-1]}" if rules else "optimizer"
+            wrong = [key for key, value in group.settings.items() if check_optimizer({**plain, key: value})]
+            address = _address(wrong or [*group.settings], given[group.names[0]])
             return [replace(problem, address=address) for problem in problems]
     settings = {key: value for key, value in config.items() if key != "fused"}  # of no matter here, and not for meta
     try:
@@ -282,6 +287,14 @@ def _rehearse(config: Mapping[str, Any], groups: Sequence[Group], proof: Proof) 
     except ValueError as err:  # such as "Muon only supports 2D parameters"
         return [Problem("optimizer", f"{_optimizer(config)} does not take these parameters: {err}", "use another one")]
     return []
+
+
+def _address(keys: Sequence[str], given: Mapping[str, tuple[str, Any]]) -> str:
+    """Of the first of some settings that a rule of `optimizer.groups` gave a parameter."""
+    for key in (*keys, LR_SCALE):
+        if key in given:
+            return f"optimizer.groups.{given[key][0]}.{key}"
+    return "optimizer"
 
 
 # ---- the optimizer's own form --------------------------------------------------------------------------------------

@@ -71,6 +71,7 @@ def test_check_of_a_model_without_parameters_does_not_speak_of_training(capsys, 
         ["check", MODEL, "--allow", "mypack", "args.hidden=16", "--batch"],
         ["explain", "fc1.bias", "--allow", "mypack", MODEL, "args.hidden=16"],
         ["explain", "fc1.bias", MODEL, "--allow", "mypack", "args.hidden=16"],
+        ["explain", "fc1.bias", MODEL, "--allow", "mypack", "--", "args.hidden=16"],
         ["show", MODEL, "--json", "args.hidden=16"],
     ],
 )
@@ -182,3 +183,9 @@ def test_tiny_batch_finds_what_meta_could_not(tmp_path, capsys):
     assert main(["check", str(file)]) == 0
     assert main(["check", "--batch", str(file)]) == 2
     assert "m.yaml:8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("section", ["mode", "test", "early_stopping", "stats", "data"])
+def test_probe_names_a_section_that_was_taken_out(capsys, section):
+    assert main(["probe", "model=digits_mlp", f"~{section}"]) == 2
+    assert f"{section}: is missing" in capsys.readouterr().err

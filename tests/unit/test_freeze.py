@@ -33,12 +33,13 @@ MODEL = {
         }
     },
     "layers": {
+        "act": {"kind": "ReLU"},
         "emb": {"kind": "Embedding", "num_embeddings": "=vocab", "embedding_dim": "=d"},
         "body": {"kind": "Layer", "d": "=d", "repeat": 2},
         "temperature": {"kind": "Parameter", "shape": [], "init": "ones"},
         "head": {"kind": "Linear", "in_features": "=d", "out_features": "=vocab", "bias": False},
     },
-    "forward": "x = emb(ids)\nfor layer_ in body:\n    x = layer_(x)\nreturn head(x) * temperature",
+    "forward": "x = act(emb(ids))\nfor layer_ in body:\n    x = layer_(x)\nreturn head(x) * temperature",
 }
 TIED = {**MODEL, "tie": {"head.weight": "emb.weight"}}
 IDS = torch.arange(10)
@@ -82,6 +83,7 @@ EMB = {"match": "emb.*"}
         pytest.param({"f": {**EMB, "eval": "yes"}}, "freeze.f.eval", "valid boolean", "", id="eval that is text"),
         pytest.param({"f": {"match": "temperature", "eval": True}}, "freeze.f.eval", "holds no module", "leave eval out", id="eval of a raw Parameter"),
         pytest.param({"f": {"match": "head", "eval": True}}, "freeze.f.eval", "changes nothing", "match them: head.*", id="eval of a Linear alone"),
+        pytest.param({"f": {"match": "act", "eval": True}}, "freeze.f.eval", "changes nothing", "remove it", id="eval of an activation"),
         pytest.param({"f": {"match": "*.dorp", "eval": True}}, "freeze.f", "matches no parameter", "the model has: emb.weight", id="eval that matches nothing"),
         pytest.param({"f": EMB, "g": {**EMB, "rows": [0, 3]}}, "freeze.g", "decides nothing: freeze.f froze all", "remove it", id="rows of what is frozen whole"),
         pytest.param({"g": {**EMB, "rows": [0, 3]}, "f": EMB}, "freeze.g", "decides nothing: freeze.f froze all", "remove it", id="rows of what is frozen whole, in the other order"),
@@ -102,6 +104,11 @@ EMB = {"match": "emb.*"}
 def test_wrong_rule_is_refused_with_address_cause_and_remedy(rules, address, cause, remedy, given, refusal):
     problem = refusal(builder.build, given(with_rules(**rules)))
     assert (problem.address, cause in problem.what, remedy in problem.hint) == (address, True, True), str(problem)
+
+
+def test_eval_of_a_layer_whose_parameters_are_tied_names_the_owner(refusal):
+    problem = refusal(prove, with_rules(TIED, f={"match": "head", "eval": True}))
+    assert (problem.address, problem.hint) == ("freeze.f.eval", "to freeze its parameters, match them: emb.weight")
 
 
 def test_wrong_rules_are_reported_all_at_once():
@@ -260,7 +267,7 @@ def test_frozen_rows_of_a_tie_are_counted_once():
     [
         pytest.param({"match": "body.*"}, ["self.body.eval()"], id="all within a list"),
         pytest.param({"match": "body.1.*"}, ["self.body[1].eval()"], id="one of a list"),
-        pytest.param({"match": "*"}, ["self.emb.eval()", "self.body.eval()", "self.head.eval()"], id="everything"),
+        pytest.param({"match": "*"}, ["self.act.eval()", "self.emb.eval()", "self.body.eval()", "self.head.eval()"], id="everything"),
         pytest.param({"kind": "Dropout"}, ["self.body[0].drop.eval()", "self.body[1].drop.eval()"], id="by kind, without parameters"),
         pytest.param({"kind": "BatchNorm*", "match": "body.0.*"}, ["self.body[0].bn.eval()"], id="by kind and path"),
         pytest.param({"match": "*.bn.weight"}, ["self.body[0].bn.eval()", "self.body[1].bn.eval()"], id="by its parameter"),
@@ -318,6 +325,12 @@ def test_hold_keeps_rows_in_a_loop_of_ones_own():
     moved = (model.emb.weight != before).all(1)
     assert moved.tolist() == [True, True, False, False, False, False, False, True, True, True]
     assert not model.emb.weight.grad[2:7].any() and model.emb.weight.grad[:2].any()
+
+
+def test_hold_of_a_model_without_parameters_says_so(refusal):
+    model = builder.build({"inputs": {"x": {"shape": [2]}}, "layers": {"act": {"kind": "ReLU"}}})
+    problem = refusal(hold_frozen, model, torch.optim.SGD([{"params": []}]))
+    assert problem.what == "there is nothing to train: the model has no parameters"
 
 
 def test_norm_of_the_gradient_leaves_frozen_rows_out():

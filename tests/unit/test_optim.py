@@ -250,8 +250,12 @@ def test_selector_sees_what_is_frozen():
             "needs `i`, the first whole number of a name: there is none in 'norm.weight'", "match: 'h.*'",
             id="a name without a number",
         ),
-        pytest.param({"a": {"betas": [0.9, 2]}}, ".a", "Invalid beta parameter", "mend", id="refused by torch"),
-        pytest.param({"a": {"amsgrad": "no"}}, ".a", "true or false, got 'no'", "write true", id="text for a switch"),
+        pytest.param({"a": {"betas": [0.9, 2]}}, ".a.betas", "Invalid beta parameter", "mend", id="refused by torch"),
+        pytest.param(
+            {"a": {"match": "h.*", "betas": [0.9, 2]}, "b": {"match": "h.0.weight", "weight_decay": 0}}, ".a.betas",
+            "Invalid beta parameter", "mend", id="refused by torch, beside a good setting of a later rule",
+        ),
+        pytest.param({"a": {"amsgrad": "no"}}, ".a.amsgrad", "true or false, got 'no'", "write true", id="a text"),
     ],
 )  # fmt: skip
 def test_rule_of_a_group_is_refused(rules, address, what, hint):
@@ -325,7 +329,7 @@ def test_optimizer_without_learning_rates_for_mup_is_refused():
 def test_setting_that_torch_refuses_is_told_of_its_rule_where_mup_scales_the_rate():
     rules = {"mine": {"match": "h.0.weight", "betas": [0.9, 2]}}
     _, (problem,) = plan_groups({**ADAMW, "groups": rules}, scaled("h.0.weight", "h.1.weight"))
-    assert problem.address == "optimizer.groups.mine"
+    assert problem.address == "optimizer.groups.mine.betas"
     assert "Invalid beta parameter" in problem.what
 
 

@@ -457,6 +457,9 @@ def test_refused_model_has_allocated_nothing(given, monkeypatch):
         pytest.param(
             {"freeze": {"f": {"match": "no"}}}, "freeze.f", "matches no parameter", "the model has", id="freeze"
         ),
+        pytest.param({"allow": 5}, "allow", "got 5", 'allow=["my_package"]', id="a number allowed"),
+        pytest.param({"allow": ["own", None]}, "allow", "got None", 'allow=["my_package"]', id="None allowed"),
+        pytest.param({"allow": ""}, "allow", "got ''", 'allow=["my_package"]', id="nothing allowed"),
         pytest.param({"args": {"dd": 3}}, "args.dd", "no argument 'dd'", "did you mean 'd'", id="an unknown arg"),
     ],
 )
