@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
 from builder.stats.guards import nonfinite_learned
@@ -59,6 +60,9 @@ class LastCheckpoint(_SoundCheckpoint):
 class SaveOnException(pl.Callback):
     """Saves a checkpoint when training stops on an exception, Ctrl-C among them, unless its weights are lost.
 
+    Of several processes the first one saves, and waits for no other: it may be another that has failed, and is gone. A
+    model whose parts are in several processes (FSDP and the like) is not saved for that reason.
+
     Args:
         file: Where it goes.
     """
@@ -68,13 +72,16 @@ class SaveOnException(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Saves, and says how to go on."""
-        if not (trainer.training and trainer.global_step):
+        if not (trainer.training and trainer.global_step and trainer.is_global_zero):
             return
-        if not is_sound(trainer):
-            print(f"stopped at step {trainer.global_step}; {_LOST}: not saved", file=sys.stderr)
-        else:
-            trainer.save_checkpoint(self.file)
-            print(f"stopped at step {trainer.global_step}; go on with ckpt_path={self.file}", file=sys.stderr)
+        stopped = f"stopped at step {trainer.global_step}"
+        if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+            print(f"{stopped}; its parts are in several processes: not saved", file=sys.stderr)
+        elif nonfinite_learned(pl_module):
+            print(f"{stopped}; {_LOST}: not saved", file=sys.stderr)
+        else:  # `Trainer.save_checkpoint`, but for its barrier
+            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(), self.file)
+            print(f"{stopped}; go on with ckpt_path={self.file}", file=sys.stderr)
 
 
 class ProgressLines(pl.Callback):

@@ -2,6 +2,9 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,14 @@ class Interrupts(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.global_step == self.batches:
             raise KeyboardInterrupt
+
+
+class FailsInOneProcess(pl.Callback):
+    """Has a fault in the second process."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == 1 and trainer.global_step == 3:
+            raise ValueError("one of two")
 
 
 class Breaks(pl.Callback):
@@ -148,6 +159,23 @@ def test_a_training_that_fails_leaves_its_result_and_a_report_that_says_why(comm
     assert (ended.result["status"], ended.result["metrics"]) == ("failed", {})
     assert "train/loss: is nan at step 3" in ended.result["error"]
     assert "train/loss: is nan at step 3" in (ended.directory / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_that_fails_leaves_a_checkpoint_and_no_process_that_waits(tmp_path):
+    root = Path(__file__).parents[2]
+    two = [*SMALL, "trainer=cpu", "+trainer.strategy=ddp", "trainer.devices=2"]
+    fails = "+callbacks.fails._target_=test_run.FailsInOneProcess"
+    done = subprocess.run(
+        [sys.executable, root / "train.py", *two, fails, f"hydra.run.dir={tmp_path}"],
+        capture_output=True, text=True, timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "one of two" in done.stderr and f"go on with ckpt_path={tmp_path}" in done.stderr
+    saved = torch.load(tmp_path / "checkpoints" / "interrupted.ckpt", weights_only=True)
+    assert saved["global_step"] == 3
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
 
 
 LOSE = "+callbacks.lose={{_target_: test_run.Overwrites, step: {step}, name: fc1.bias, value: {value}}}"
