@@ -268,22 +268,13 @@ def check_matches(
     """Refuses a rule that chooses nothing, or only aliases of tied parameters."""
     if not chosen:
         shown = ", ".join(entry.name for entry in parameters[:8]) + (", ..." if len(parameters) > 8 else "")
-        return [Problem(address, f"matches no parameter: {describe(rule)}", f"the model has: {shown}")]
+        return [Problem(address, f"matches no parameter: {rule.words}", f"the model has: {shown}")]
     if all(name in ties for name in chosen):
         owner = ties[chosen[0]]
         return [
             Problem(address, f"{chosen[0]!r} is tied to {owner!r}, which owns the values", f"address {owner!r} instead")
         ]
     return []
-
-
-def describe(rule: Selector) -> str:
-    """The selector of a rule in a few words."""
-    fields = {key: value for key, value in rule.model_dump(by_alias=True, exclude_unset=True).items() if key in _FIELDS}
-    return ", ".join(f"{key}: {value!r}" for key, value in fields.items()) or "match: '*'"
-
-
-_FIELDS = {field.alias or name for name, field in Selector.model_fields.items()}
 
 
 # ---- modules in eval mode ------------------------------------------------------------------------------------------

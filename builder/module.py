@@ -351,6 +351,11 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return module if inner is None else inner
 
 
+def as_written(name: str) -> str:
+    """A name in the model file of what has another within a module of which `torch.compile` has wrapped parts."""
+    return name.replace("_orig_mod.", "")
+
+
 def carried(module: nn.Module) -> Carried:
     """What a built module carries, also one that `torch.compile` has wrapped.
 

@@ -52,8 +52,8 @@ def matches(name: str, patterns: Patterns) -> bool:
 class Selector(BaseModel):
     """Chooses parameters; every field that is given must hold.
 
-    >>> Selector(match="*.weight", min_ndim=2)
-    Selector(match='*.weight', min_ndim=2)
+    >>> Selector(match="*.weight", min_ndim=2).words
+    "match: '*.weight', min_ndim: 2"
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -80,5 +80,9 @@ class Selector(BaseModel):
             and (self.trainable is None or parameter.trainable == self.trainable)
         )
 
-    def __repr_args__(self) -> list[tuple[str | None, object]]:
-        return [(name, value) for name, value in super().__repr_args__() if name in self.model_fields_set]
+    @property
+    def words(self) -> str:
+        """The fields that are given, as a config has them."""
+        fields = {field.alias or name: getattr(self, name) for name, field in Selector.model_fields.items()}
+        given = self.model_dump(by_alias=True, exclude_unset=True)
+        return ", ".join(f"{name}: {fields[name]!r}" for name in given if name in fields) or "match: '*'"

@@ -28,7 +28,7 @@ from builder.explain import parameter_theory
 from builder.first_batch import check_first_batch
 from builder.initialize.lsuv import needs_batch, rescale
 from builder.lit_module import RunPlan, assemble, scale_to_batch
-from builder.run import check_settings, instantiated
+from builder.run import check_settings, check_statistics, instantiated
 from builder.shapes import made_batch
 from builder.stats.guards import in_json
 from builder.stats.outputs import LEAST_SAMPLES, LEAST_VALUES, RELU_LIKE, OutputWatch
@@ -157,11 +157,12 @@ def probe_run(plan: RunPlan, config: DictConfig) -> Probe:
         config: The whole config that it came from.
 
     Raises:
-        BuilderError: A setting that a run refuses; the data cannot be made; or its first batch does not fit the task or
-            the model.
+        BuilderError: A setting that a run refuses, those of its loggers and of `callbacks` apart; the data cannot be
+            made; or its first batch does not fit the task or the model.
     """
     check_settings(config, plan.task)
     lit = assemble(plan)
+    check_statistics(config, lit)
     with torch.random.fork_rng(devices=[]):
         pl.seed_everything(plan.config.get("seed", 0), verbose=False)
         data = instantiated(config.data, "data", pl.LightningDataModule)

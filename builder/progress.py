@@ -18,7 +18,7 @@ from torch import Tensor
 from builder.stats.guards import nonfinite_learned
 
 SECONDS = 10.0  # between two lines
-_LOST = "its weights are not finite"
+_LOST = "weights or running statistics are not finite"
 
 
 def is_terminal() -> bool:

@@ -75,12 +75,13 @@ def run(config: DictConfig, origin: Origin, console: Console | None = None) -> d
     _quieten()
     plan = plan_run(config, places=origin.places, name=origin.name, scheme_name=origin.scheme_name)
     check_settings(config, plan.task)
-    checkpoint = _checkpoint_path(config)
+    checkpoint = None if config.ckpt_path is None else str(config.ckpt_path)
     pl.seed_everything(plan.config.get("seed", 0), workers=True, verbose=False)
     data = instantiated(config.data, "data", pl.LightningDataModule)
     trainer = make_trainer(config, directory)
     lit = assemble(plan)
-    _check_statistics(config, lit, trainer)
+    check_statistics(config, lit)
+    raise_all("statistics", shared_directories(trainer))
     if checkpoint is not None:
         _check_checkpoint(checkpoint, lit)
     batch = check_first_batch(lit, plan.proof, data)
@@ -158,7 +159,6 @@ def make_trainer(config: DictConfig, directory: Path) -> pl.Trainer:
         BuilderError: An unknown key of `trainer`, hardware that is not there, or a callback that a run has already.
     """
     settings = _plain(config.trainer, "trainer")
-    raise_all("config", _check_trainer(settings))
     loggers = [instantiated(node, f"logger.{name}", Logger) for name, node in config.logger.items() if node]
     callbacks = _callbacks(config, directory)
     try:
@@ -271,23 +271,14 @@ def _write_weights(directory: Path, trainer: pl.Trainer, lit: LitModule) -> None
         save_weights(lit.model, directory / WEIGHTS)
 
 
-def _checkpoint_path(config: DictConfig) -> str | None:
-    if config.ckpt_path is None:
-        return None
+def _check_path(config: DictConfig) -> list[Problem]:
+    """What is wrong with the file that the run is to go on from."""
     path = Path(str(config.ckpt_path))
-    if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
-        raise BuilderError(
-            "config",
-            [
-                Problem(
-                    "ckpt_path",
-                    f"no checkpoint {str(path)!r}",
-                    did_you_mean(path.name, near) or "runs keep theirs in RUN/checkpoints",
-                )
-            ],
-        )
-    return str(path)
+    if config.ckpt_path is None or path.is_file():
+        return []
+    near = sorted(p.name for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
+    hint = did_you_mean(path.name, near) or "runs keep theirs in RUN/checkpoints"
+    return [Problem("ckpt_path", f"no checkpoint {str(path)!r}", hint)]
 
 
 def _check_checkpoint(path: str, lit: LitModule) -> None:
@@ -303,7 +294,7 @@ def _check_checkpoint(path: str, lit: LitModule) -> None:
 
 
 def check_settings(config: DictConfig, task: Task) -> None:
-    """Refuses wrong values of the keys at the top of a config and of `stats`.
+    """Refuses wrong values of the keys at the top of a config, of `stats` and of `trainer`.
 
     Raises:
         BuilderError: Of all of them at once.
@@ -324,7 +315,7 @@ def check_settings(config: DictConfig, task: Task) -> None:
         problems.append(Problem("early_stopping.patience", f"got {patience!r}", hint))
     if not isinstance(config.callbacks, DictConfig):
         problems.append(Problem("callbacks", f"got {config.callbacks!r}", "give callbacks by name: {NAME: {...}}"))
-    problems += _check_stats(config)
+    problems += [*_check_stats(config), *_check_trainer(_plain(config.trainer, "trainer")), *_check_path(config)]
     raise_all("config", problems)
 
 
@@ -358,12 +349,16 @@ def _check_trainer(settings: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
-def _check_statistics(config: DictConfig, lit: LitModule, trainer: pl.Trainer) -> None:
-    """Refuses what the callback would refuse when the fit starts, after Lightning has started its loggers."""
+def check_statistics(config: DictConfig, lit: LitModule) -> None:
+    """Refuses what the callback would refuse when the fit starts, after Lightning has started its loggers.
+
+    Raises:
+        BuilderError: A selector or a glob of `stats` that matches nothing, or a parameter that cannot be measured.
+    """
     stats = _plain(config.stats, "stats")
     if not stats["enabled"]:
         return
-    problems = shared_directories(trainer)
+    problems: list[Problem] = []
     for check in (
         lambda: parameters_of(lit.model, selector(stats.get("select"))),
         lambda: check_outputs(lit.model, stats.get("outputs") or ()),

@@ -210,9 +210,8 @@ class ParameterStatistics(pl.Callback):
     def _output_watch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, model: nn.Module) -> OutputWatch | None:
         if self._patterns is None:
             return None
-        written = uncompiled(model)
-        if not any(hasattr(module, "_orig_mod") for module in written.modules()):  # the paths are those of the source
-            check_outputs(written, self._patterns)
+        if not any(hasattr(module, "_orig_mod") for module in model.modules()):  # the paths are those of the source
+            check_outputs(model, self._patterns)
         compiled = next((path for path, module in pl_module.named_modules() if _is_compiled(module)), None)
         if compiled is None:
             return OutputWatch(model, self._patterns)
@@ -426,7 +425,7 @@ def _model(pl_module: pl.LightningModule) -> nn.Module:
         what = f"is no torch module, given {type(model).__name__}: statistics are of the attribute 'model'"
         hint = "name the network that trains self.model"
         raise BuilderError("statistics", [Problem(f"{type(pl_module).__name__}.model", what, hint)])
-    return model
+    return uncompiled(model)
 
 
 def _counted(columns: Columns, measure: str) -> dict[str, int]:

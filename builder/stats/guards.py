@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from builder.errors import BuilderError, Problem, raise_all
 from builder.initialize.shards import is_shard
+from builder.module import as_written, uncompiled
 from builder.stats.callback import ParameterStatistics
 from builder.stats.settings import faults
 from builder.stats.store import read_outputs, read_stats
@@ -90,7 +91,8 @@ class NonFiniteGuard(pl.Callback):
         counted = _newest_counts(trainer)
         if counted is not None:
             step, weights, gradients = counted
-            frozen = {name for name, p in cast(nn.Module, pl_module.model).named_parameters() if not p.requires_grad}
+            model = cast(nn.Module, pl_module.model)
+            frozen = {as_written(name) for name, p in uncompiled(model).named_parameters() if not p.requires_grad}
             weights = {name: count for name, count in weights.items() if name not in frozen}
             if weights or (gradients and not _scales(trainer)):
                 self._act_on_counts(trainer, step, weights, gradients)
@@ -152,8 +154,10 @@ class VerdictsFile(pl.Callback):
         self._began = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The statistics are now those of this fit."""
+        """The statistics are now those of this fit, and earlier verdicts are of none."""
         self._began = True
+        if trainer.is_global_zero:
+            (self._directory / VERDICTS).unlink(missing_ok=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After the last step."""
@@ -178,10 +182,9 @@ class VerdictsFile(pl.Callback):
             print(f"{verdict['severity']}: {verdict['text']}", flush=True)
 
     def _judge(self) -> list[dict[str, Any]]:
-        """Writes the verdicts; where nothing was logged, takes away those of an earlier fit."""
+        """Writes the verdicts, where something was logged."""
         found = judged(self._directory)
         if found is None:
-            (self._directory / VERDICTS).unlink(missing_ok=True)
             return []
         write_text(self._directory / VERDICTS, json.dumps(found, indent=2) + "\n")
         return found
@@ -201,7 +204,12 @@ def judged(run_dir: Path) -> list[dict[str, Any]] | None:
 def _largest_weight(module: nn.Module) -> str:
     largest = {name: float(p.detach().abs().max()) for name, p in module.named_parameters() if p.numel()}
     name = max(largest, key=lambda name: largest[name], default="")
-    return f"{largest[name]:.3g} in {name.removeprefix('model.')}" if name else "none"
+    return f"{largest[name]:.3g} in {_told(name)}" if name else "none"
+
+
+def _told(name: str) -> str:
+    """A name within a Lightning module as one of its model."""
+    return as_written(name).removeprefix("model.")
 
 
 def nonfinite_weights(module: nn.Module) -> dict[str, int]:
@@ -211,8 +219,16 @@ def nonfinite_weights(module: nn.Module) -> dict[str, int]:
 
 
 def nonfinite_learned(module: nn.Module) -> dict[str, int]:
-    """The same of trainable parameters alone: a frozen one or a buffer may be infinite on purpose, as a mask is."""
-    return _counts({name: p.detach() for name, p in module.named_parameters() if p.requires_grad})
+    """The same of what training changes."""
+    return _counts(_learned(module))
+
+
+def _learned(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Trainable parameters and running statistics; anything else may be infinite on purpose, as a mask is."""
+    found = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    norms = {path: part for path, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._NormBase)}
+    running = {f"{path}.{name}": buffer for path, part in norms.items() for name, buffer in part.named_buffers()}
+    return found | {name.lstrip("."): buffer for name, buffer in running.items()}
 
 
 def nonfinite_gradients(module: nn.Module) -> dict[str, int]:
@@ -227,7 +243,7 @@ def _counts(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
     finite = _are_finite([t.sum() for t in floats.values()])
     suspects = {name: t for (name, t), fine in zip(floats.items(), finite, strict=True) if not fine}
     found = {name: int((~torch.isfinite(t)).sum()) for name, t in suspects.items()}
-    return {name.removeprefix("model."): count for name, count in found.items() if count}
+    return {_told(name): count for name, count in found.items() if count}
 
 
 def _are_finite(numbers: Sequence[torch.Tensor]) -> list[bool]:
@@ -258,7 +274,7 @@ def _everywhere(trainer: pl.Trainer, holds: bool) -> bool:
 
 def _remedy(trainer: pl.Trainer) -> str:
     kept = [str(getattr(callback, "best_model_path", "")) for callback in trainer.checkpoint_callbacks]
-    learned = {name for name, p in trainer.lightning_module.named_parameters() if p.requires_grad}
+    learned = _learned(trainer.lightning_module)
     kept = [path for path in kept if path and _is_finite(path, learned)]
     back = f"the last good checkpoint is {kept[-1]}\n" if kept else ""
     return f"{back}try a smaller optimizer.lr, trainer.gradient_clip_val=1.0, or another init; stats.on_nonfinite=warn"

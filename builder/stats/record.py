@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from builder.errors import BuilderError, Problem, did_you_mean, raise_all
 from builder.initialize.shards import is_shard
-from builder.module import carried
+from builder.module import as_written, carried
 from builder.names import Selector
 from builder.stats.columns import (
     BASE_MEASURES,
@@ -92,13 +92,18 @@ def chosen_parameters(model: nn.Module, selector: Selector) -> dict[str, nn.Para
     Raises:
         BuilderError: If the selector chooses nothing, or a parameter that cannot be measured.
     """
-    known = dict(model.named_parameters())
-    every = dict(model.named_parameters(remove_duplicate=False))
+    inside = {as_written(name): name for name, _ in model.named_parameters(remove_duplicate=False)}
+    known = {as_written(name): p for name, p in model.named_parameters()}
+    every = {name: model.get_parameter(path) for name, path in inside.items()}
     proof = _proof(model)
     thawing: Collection[str] = proof.freeze.scheduled if proof else ()
     ties = proof.ties.items() if proof else ()
     every |= {name: known[owner] for name, owner in ties if owner in known}  # transposed ones are no parameters
-    selected = {name: p for name, p in every.items() if selector.selects(_entry(model, name, p, thawing))}
+    selected = {
+        name: p
+        for name, p in every.items()
+        if selector.selects(_entry(model, name, inside.get(name, name), p, thawing))
+    }
     chosen = {name: p for name, p in known.items() if name in selected}
     problems = [
         Problem("stats.select", f"'{name}' is {fault}, which is not measured", "leave it out with stats.select.except")
@@ -112,7 +117,7 @@ def chosen_parameters(model: nn.Module, selector: Selector) -> dict[str, nn.Para
         problems.append(Problem("stats.select", what, f"select {owner!r} instead"))
     elif not chosen:
         hint = did_you_mean(selector.match, known)
-        problems.append(Problem("stats.select", f"{selector!r} matches no parameter", hint))
+        problems.append(Problem("stats.select", f"{selector.words} matches no parameter", hint))
     raise_all("statistics", problems)
     return chosen
 
@@ -136,8 +141,8 @@ def _proof(model: nn.Module) -> Any:
         return None
 
 
-def _entry(model: nn.Module, name: str, parameter: nn.Parameter, thawing: Collection[str]) -> _Entry:
-    owner = model.get_submodule(layer_of(name))
+def _entry(model: nn.Module, name: str, path: str, parameter: nn.Parameter, thawing: Collection[str]) -> _Entry:
+    owner = model.get_submodule(layer_of(path))
     raw = owner is model or any(child != "parametrizations" for child, _ in owner.named_children())
     kind = "Parameter" if raw else kind_of(owner)
     return _Entry(name, kind, parameter.ndim, parameter.requires_grad or name in thawing)

@@ -103,7 +103,7 @@ def _nonfinite(rows: polars.DataFrame, by: str) -> Iterator[Verdict]:
         step = int(bad["step"].to_numpy().min())
         first = bad.filter(polars.col("step") == step)
         names = _distinct(first[by])
-        of = {"name": "weights", "layer": "the output"}[by] if measure == "nonfinite" else "gradients"
+        of = {"name": "weights", "layer": "outputs"}[by] if measure == "nonfinite" else "gradients"
         text = f"NaN or infinite {of} of {listed(names)} at step {step}."
         yield Verdict("nonfinite", "error", names, step, text, dict(zip(names, first[measure].to_list(), strict=False)))
 
@@ -139,7 +139,13 @@ def _zeros(
 
     without = layers.filter(~polars.col("reached"))["layer"].to_list()
     if without:
-        before = [layer for layer in starting if every.index(layer) > every.index(without[0])]
+        raw = {*parameters["name"]}  # of the model itself: it owns every layer
+        owned = {layer: "" if layer in raw else f"{layer}." for layer in starting}
+        before = [
+            layer
+            for layer in starting
+            if every.index(layer) > every.index(without[0]) or any(name.startswith(owned[layer]) for name in without)
+        ]
         yield _zero(f"No gradient reaches {len(without)} of {len(every)}", without, before, parameters, is_common)
 
     given = _weighted(outputs, parameters).filter(polars.col("step") == polars.col("step").max())

@@ -19,8 +19,11 @@ import builder
 from builder.errors import BuilderError
 from builder.stats import callback, record
 from builder.stats.callback import ParameterStatistics
+from builder.stats.guards import VerdictsFile
 from builder.stats.store import read_outputs, read_stats
 from builder.stats.verdicts import verdicts
+from builder.table import as_data
+from builder.whole import write_text
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -817,6 +820,38 @@ def test_a_model_with_a_compiled_layer_trains_and_it_is_said_that_its_outputs_ar
     assert steps(tmp_path) == [1, 2]
     assert read_outputs(tmp_path).is_empty()
     assert caplog.text.count("outputs of layers are not measured: model.fc1 is compiled") == 1
+
+
+BUILT = {
+    "inputs": {"x": {"shape": ["batch", 8]}},
+    "layers": {
+        "gain": {"kind": "Parameter", "shape": [3], "init": "ones"},
+        "fc1": {"kind": "Linear", "in_features": 8, "out_features": 16},
+        "fc2": {"kind": "Linear", "in_features": 16, "out_features": 3},
+    },
+    "forward": "fc2(fc1(x).relu()) * gain",
+}
+
+
+@pytest.mark.parametrize("part", [None, "fc1"], ids=["the model", "a layer"])
+def test_a_built_model_that_is_compiled_has_the_names_distances_and_verdicts_of_its_own(tmp_path, part):
+    def fitted(directory, *, compiled):
+        module = Lit()
+        module.model = model = builder.build(BUILT)
+        module.configure_optimizers = lambda: torch.optim.SGD([model.fc1.weight, model.fc2.weight], 0.1)
+        write_text(directory / "parameters.json", json.dumps(as_data(builder.parameters(model))))
+        if compiled and part:
+            model.fc1 = torch.compile(model.fc1, backend="eager")
+        elif compiled:
+            module.model = torch.compile(model, backend="eager")
+        watch = ParameterStatistics(every_n_steps=1, directory=directory, outputs=None, select={"kind": "Linear"})
+        fit(directory, module, [watch, VerdictsFile(directory)], max_steps=3)
+        return read_stats(directory), json.loads((directory / "verdicts.json").read_text()), watch._start.drawn
+
+    (alone, said, drawn), (rows, told, again) = (fitted(tmp_path / str(c), compiled=c) for c in (False, True))
+    assert rows["name"].to_list() == alone["name"].to_list() == NAMES * 3
+    assert said and told == said
+    assert rows["distance"].to_list() == alone["distance"].to_list() and again == drawn == set(alone["name"])
 
 
 def test_a_glob_of_outputs_within_a_compiled_layer_is_no_mistake(tmp_path):

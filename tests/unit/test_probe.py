@@ -276,7 +276,7 @@ def test_depth_that_zeros_leave_unjudged_is_not_healthy():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("ckpt_path=runs/last.ckpt", "; not applied: ckpt_path, these are the initial weights"),
+        ("ckpt_path=README.md", "; not applied: ckpt_path, these are the initial weights"),
         ("+trainer.precision=16-true", "; not applied: trainer.precision=16-true, this is float32"),
         ("+trainer.precision=32-true", ""),
     ],
@@ -293,6 +293,10 @@ def test_settings_that_a_probe_does_not_follow_are_said(given, said, capsys, mon
         ("stats.every_n_steps=0", "stats.every_n_steps: must be a whole number of at least 1, given 0"),
         ("+stats.bogus=1", "stats.bogus: unknown key"),
         ("monitor=val/nothing", "monitor: no metric 'val/nothing'"),
+        ("ckpt_path=runs/no.ckpt", "ckpt_path: no checkpoint 'runs/no.ckpt'"),
+        ("+trainer.bogus=1", "trainer.bogus: Trainer has no argument 'bogus'"),
+        ("stats.select.match=zzz", "stats.select: match: 'zzz' matches no parameter"),
+        ("stats.outputs=zzz", "stats.outputs: 'zzz' matches no layer"),
     ],
 )
 def test_settings_that_a_run_refuses_are_refused(given, said, capsys, monkeypatch, pytestconfig):

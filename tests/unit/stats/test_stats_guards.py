@@ -210,17 +210,15 @@ def test_verdicts_are_written_and_said_however_the_fit_ends(tmp_path, fails, cap
 
 
 @pytest.mark.filterwarnings("ignore:.*")
-def test_verdicts_that_cannot_be_put_in_their_place_leave_the_old_ones(tmp_path, monkeypatch, capsys):
+def test_verdicts_that_cannot_be_put_in_their_place_leave_nothing(tmp_path, monkeypatch, capsys):
     def fail(part, file):
         raise OSError("disk full")
 
-    (tmp_path / "verdicts.json").write_text("[]\n")
     fit(Net(), ParameterStatistics(every_n_steps=1, directory=tmp_path, max_overhead=None))
     monkeypatch.setattr("os.replace", fail)
     fit(Net(), VerdictsFile(tmp_path))
     assert capsys.readouterr().err == "the statistics could not be judged: OSError: disk full\n"
-    assert (tmp_path / "verdicts.json").read_text() == "[]\n"
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.glob("verdicts*"))
 
 
 @pytest.mark.filterwarnings("ignore:.*")
@@ -237,9 +235,21 @@ def test_statistics_that_cannot_be_read_end_no_run_and_it_is_said(tmp_path, caps
 
 @pytest.mark.filterwarnings("ignore:.*")
 def test_run_without_a_logged_step_is_not_judged(tmp_path):
-    (tmp_path / "verdicts.json").write_text("[]\n")
     fit(Net(), ParameterStatistics(every_n_steps=50, directory=tmp_path), VerdictsFile(tmp_path))
-    assert not (tmp_path / "verdicts.json").exists(), "nor do those of an earlier run stay"
+    assert not (tmp_path / "verdicts.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_verdicts_of_an_earlier_fit_are_gone_when_a_fit_begins(tmp_path):
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append((tmp_path / "verdicts.json").exists())
+
+    (tmp_path / "verdicts.json").write_text("[]\n")
+    fit(Net(), VerdictsFile(tmp_path), Look(), steps=1)
+    assert seen == [False], "a fit that is killed would be told by them"
 
 
 @pytest.mark.filterwarnings("ignore:.*")
@@ -259,6 +269,22 @@ def test_a_fit_that_fails_before_it_begins_is_not_judged_by_an_earlier_one(tmp_p
     with pytest.raises(RuntimeError, match="no data"):
         fit(Net(), watch, VerdictsFile(tmp_path), Fail())
     assert capsys.readouterr().out == ""
+
+
+def test_running_statistics_that_a_batch_has_spoilt_are_lost_and_a_mask_is_not():
+    module = Net()
+    module.model.register_buffer("mask", torch.full((2,), -math.inf))
+    module.model.norm = nn.BatchNorm1d(4)
+    assert guards.nonfinite_learned(module) == {}
+    module.model.norm(torch.full((2, 4), math.inf))
+    assert guards.nonfinite_learned(module) == {"norm.running_mean": 4, "norm.running_var": 4}
+
+
+def test_names_of_a_compiled_model_are_those_of_the_model():
+    module = Net()
+    module.model = torch.compile(module.model, backend="eager")
+    module.model.fc.weight.data[0, 0] = math.nan
+    assert guards.nonfinite_learned(module) == {"fc.weight": 1}
 
 
 def test_a_checkpoint_that_is_not_finite_is_not_recommended(tmp_path):

@@ -266,6 +266,23 @@ def test_what_stands_before_a_head_that_starts_at_zero_waits_for_it(measured):
     assert said.text.endswith(": a, b, c; head starts at zero, and they move only once it does.")
 
 
+@pytest.mark.parametrize(
+    ("names", "gates", "waits"),
+    [
+        pytest.param(["alpha", "fc.weight", "head.weight"], ["alpha"], ["fc.weight"], id="of the model itself"),
+        pytest.param(
+            ["h.0.alpha", "h.0.fc.weight", "h.1.alpha", "h.1.fc.weight", "head.weight"], ["h.0.alpha", "h.1.alpha"],
+            ["h.0.fc.weight", "h.1.fc.weight"], id="of blocks",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_raw_gate_that_starts_at_zero_stands_behind_waits_for_it(names, gates, waits):
+    rows = trained(names, at_zero=gates, without=waits)
+    (said,) = (verdict for verdict in found(rows, given_table=table(*names)) if verdict.kind == "zero")
+    causes = ", ".join(dict.fromkeys(gate.rpartition(".")[0] or gate for gate in gates))
+    assert said.severity == "info" and f"; {causes} start" in said.text
+
+
 def test_branches_that_start_at_zero_say_nothing_of_themselves():
     branches = ["a.weight", "c.weight"]
     assert zeros(trained(FOUR, at_zero=branches), outputs(*by_layer(FOUR, rms=[0.0, 1.0, 0.0, 1.0]))) == []
