@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from builder.buffers import restore_buffers
-from builder.errors import BuilderError, Problem, did_you_mean
+from builder.errors import BuilderError, Problem, did_you_mean, raise_all
 from builder.initialize.chunks import Piece, fill_pieces
 from builder.initialize.copy import copies_to
 from builder.initialize.dispatch import fill_for, is_drawn_by_source, keeping_padding
@@ -153,10 +153,40 @@ def _reset_unknown(module: nn.Module, plan: Mapping[str, Decision], parameters: 
             layer.get_parameter(entry.local) for entry in parameters if entry.owner == path and entry.name not in plan
         ]
         kept = [parameter.detach().clone() for parameter in tied]
-        torch.set_rng_state(generator_state(stream_words(seed, path)))
-        layer.reset_parameters()  # type: ignore[operator]
+        _reset(layer, [entry for entry in reset if entry.owner == path], seed)
         for parameter, values in zip(tied, kept, strict=True):
             parameter.detach().copy_(values)
+
+
+def _reset(layer: nn.Module, own: Sequence[Entry], seed: int) -> None:
+    """Runs a layer's `reset_parameters`, which must write every value of the parameters that it decides.
+
+    One that it leaves is still the NaN that was there before; a whole number, what another run over others leaves.
+    """
+
+    def run(blank: int) -> list[torch.Tensor]:
+        for entry in own:
+            values = layer.get_parameter(entry.local).detach()
+            values.fill_(blank if _is_whole(values) else float("nan"))
+        torch.set_rng_state(generator_state(stream_words(seed, own[0].owner)))
+        layer.reset_parameters()  # type: ignore[operator]
+        return [layer.get_parameter(entry.local).detach() for entry in own]
+
+    first = written = run(0)
+    if any(map(_is_whole, first)):
+        first = [values.clone() for values in first]
+        written = run(1)
+    problems = []
+    for entry, once, again in zip(own, first, written, strict=True):
+        left = int((once != again if _is_whole(again) else ~again.isfinite()).sum())
+        if left:
+            what = f"{entry.kind}'s own reset_parameters left {left} of {again.numel()} values unwritten, or not finite"
+            problems.append(Problem(entry.name, what, "give it an init rule, or write every value there"))
+    raise_all("init", problems)
+
+
+def _is_whole(values: torch.Tensor) -> bool:
+    return not (values.is_floating_point() or values.is_complex())
 
 
 # ---- again, from what a built module carries -----------------------------------------------------------------------

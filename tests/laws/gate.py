@@ -27,3 +27,27 @@ class Affine(Gate):
         super().reset_parameters()
         if hasattr(self, "shift"):
             torch.nn.init.normal_(self.shift)
+
+
+class Half(torch.nn.Module):
+    """Values that `reset_parameters` draws, and others that only the constructor writes."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.empty(3))
+        self.shift = torch.nn.Parameter(torch.full((3,), 7.0))
+        self.codes = torch.nn.Parameter(torch.arange(3), requires_grad=False)
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        torch.nn.init.normal_(self.scale)
+
+
+class Whole(Half):
+    """The same of which every value is drawn again, whole numbers as well."""
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        with torch.no_grad():
+            self.shift.fill_(7.0)
+            self.codes.random_(5)

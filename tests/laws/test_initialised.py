@@ -224,6 +224,30 @@ def test_layer_that_only_its_own_method_can_fill_leaves_a_parameter_of_another_t
     assert_same_bits(tied, alone)
 
 
+@pytest.mark.parametrize("ruled", [[], ["l.shift"], ["l.codes"]], ids=["", "numbers have a rule", "whole ones have"])
+def test_layer_whose_own_method_leaves_values_unwritten_is_refused_by_their_names(ruled):
+    zeros = {"policy": "expression", "value": "=0"}
+    init = {"init": {"r": {"match": ruled, **zeros}}} if ruled else {}
+    with pytest.raises(builder.BuilderError) as caught:
+        builder.build(model({"l": {"kind": "gate.Half"}}, **init), allow=["gate"])
+    problems = caught.value.problems
+    assert [problem.address for problem in problems] == [n for n in ("l.shift", "l.codes") if n not in ruled]
+    assert all("Half's own reset_parameters left 3 of 3 values unwritten" in problem.what for problem in problems)
+    assert all("give it an init rule" in problem.hint for problem in problems)
+
+
+def test_layer_whose_own_method_leaves_values_unwritten_has_those_of_its_constructor_in_torchs_order():
+    built = builder.build(model({"l": {"kind": "gate.Half"}}), allow=["gate"], rng="torch").l
+    assert built.shift.tolist() == [7, 7, 7]
+    assert built.codes.tolist() == [0, 1, 2]
+
+
+def test_layer_whose_own_method_writes_whole_numbers_has_the_same_ones_each_time():
+    first, second = (builder.build(model({"l": {"kind": "gate.Whole"}}), allow=["gate"]).state_dict() for _ in range(2))
+    assert_same_bits(first, second)
+    assert 0 <= first["l.codes"].min() <= first["l.codes"].max() < 5
+
+
 @pytest.mark.parametrize("place", ["set as the default", "in a context"])
 def test_default_device_of_the_caller_changes_nothing(place):
     layer = {"kind": "Linear", "in_features": 4, "out_features": 4}
