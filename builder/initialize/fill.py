@@ -144,18 +144,18 @@ def _draw_in_order(module: nn.Module, plan: Mapping[str, Decision], parameters: 
 def _reset_unknown(module: nn.Module, plan: Mapping[str, Decision], parameters: Sequence[Entry], seed: int) -> None:
     """Runs a class's own `reset_parameters` under a generator that starts from the layer's name.
 
-    What of the layer is tied to another one's parameter stays as that layer has left it.
+    What of the layer, or of a layer in it, is tied to another one's parameter stays as that layer has left it.
     """
     reset = [entry for entry in parameters if entry.name in plan and plan[entry.name].policy == RESET]
+    aliases = [entry.name for entry in parameters if entry.name not in plan]
     for path in sorted({entry.owner for entry in reset}):
-        layer = module.get_submodule(path)
-        tied = [
-            layer.get_parameter(entry.local) for entry in parameters if entry.owner == path and entry.name not in plan
-        ]
-        kept = [parameter.detach().clone() for parameter in tied]
-        _reset(layer, [entry for entry in reset if entry.owner == path], seed)
-        for parameter, values in zip(tied, kept, strict=True):
-            parameter.detach().copy_(values)
+        own = [entry for entry in reset if entry.owner == path]
+        drawn = {module.get_parameter(entry.name) for entry in own}
+        tied = {module.get_parameter(name) for name in aliases if name.startswith(f"{path}.")} - drawn
+        kept = [(parameter.detach(), parameter.detach().clone()) for parameter in tied]
+        _reset(module.get_submodule(path), own, seed)
+        for parameter, values in kept:
+            parameter.copy_(values)
 
 
 def _reset(layer: nn.Module, own: Sequence[Entry], seed: int) -> None:

@@ -51,3 +51,17 @@ class Whole(Half):
         with torch.no_grad():
             self.shift.fill_(7.0)
             self.codes.random_(5)
+
+
+class Pair(torch.nn.Module):
+    """A layer that draws its own values and, once more, those of the layer in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.empty(3))
+        self.inner = Gate()
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        torch.nn.init.normal_(self.shift)
+        self.inner.reset_parameters()

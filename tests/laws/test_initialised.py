@@ -224,6 +224,22 @@ def test_layer_that_only_its_own_method_can_fill_leaves_a_parameter_of_another_t
     assert_same_bits(tied, alone)
 
 
+@pytest.mark.parametrize("tie", [{"b.inner.scale": "a.scale"}, {"a.scale": "b.inner.scale"}], ids=["before", "after"])
+def test_layer_whose_own_method_draws_the_layer_in_it_leaves_a_parameter_of_another_that_is_tied_there(tie):
+    layers, (owner,) = {"a": {"kind": "gate.Gate"}, "b": {"kind": "gate.Pair"}}, tie.values()
+    alone = builder.build(model({owner[0]: layers[owner[0]]}), allow=["gate"]).state_dict()
+    assert_same_bits(builder.build(model(layers, tie=tie), allow=["gate"]).state_dict(), alone)
+
+
+@pytest.mark.parametrize(("kind", "alias", "owner"), [("Affine", "shift", "scale"), ("Pair", "inner.scale", "shift")])
+def test_values_that_are_tied_within_a_layer_are_drawn_by_its_own_method(kind, alias, owner):
+    data = model({"b": {"kind": f"gate.{kind}"}}, tie={f"b.{alias}": f"b.{owner}"})
+    with poisoned():
+        built = builder.build(data, allow=["gate"]).b
+    assert built.get_parameter(alias) is built.get_parameter(owner)
+    assert built.get_parameter(owner).isfinite().all()
+
+
 @pytest.mark.parametrize("ruled", [[], ["l.shift"], ["l.codes"]], ids=["", "numbers have a rule", "whole ones have"])
 def test_layer_whose_own_method_leaves_values_unwritten_is_refused_by_their_names(ruled):
     zeros = {"policy": "expression", "value": "=0"}
