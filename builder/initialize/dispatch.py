@@ -13,7 +13,7 @@ from builder.initialize.draws import Fill, default_fill, fill_of, zeroed
 from builder.initialize.expression import expression_fill
 from builder.initialize.function import function_fill
 from builder.initialize.mup import mup_fill
-from builder.initialize.plan import Decision
+from builder.initialize.plan import RESET, Decision
 from builder.initialize.pretrained_values import fill as pretrained_fill
 from builder.module import Entry
 from builder.policies import is_function, is_own
@@ -101,7 +101,7 @@ def _pretrained(
 def is_drawn_by_source(entry: Entry, decision: Decision) -> bool:
     """Whether the generated source itself gives a parameter its values when it runs with memory."""
     inline = entry.kind == "Parameter" and decision.rule.endswith(f"{entry.instance.address}.init")
-    return decision.policy == "default" or (inline and not is_own(decision.policy))
+    return decision.policy in ("default", RESET) or (inline and not is_own(decision.policy))
 
 
 def keeping_padding(fill: Fill, entry: Entry, decision: Decision) -> Fill:

@@ -82,7 +82,9 @@ def fill_module(module: nn.Module, plan: Mapping[str, Decision], parameters: Seq
     by_name = {entry.name: entry for entry in parameters}
     _reset_unknown(module, plan, parameters, seed)
     pieces, shards, copies = [], [], []
-    for entry in _decided(plan, parameters):
+    for entry in parameters:
+        if entry.name not in plan or plan[entry.name].policy == RESET:
+            continue
         fill, stream = planned_fill(entry, plan, by_name, module, seed)
         parameter = module.get_parameter(entry.name).detach()
         if is_shard(parameter):
@@ -122,23 +124,24 @@ def planned_fill(
     return keeping_padding(fill, entry, plan[entry.name]), stream
 
 
-def _decided(plan: Mapping[str, Decision], parameters: Sequence[Entry]) -> list[Entry]:
-    return [entry for entry in parameters if entry.name in plan and plan[entry.name].policy != RESET]
-
-
 def _draw_in_order(module: nn.Module, plan: Mapping[str, Decision], parameters: Sequence[Entry]) -> None:
     """Draws what the rules decide from torch's global generator; the rest has its values from the generated source.
 
     Copies come last, each after what it copies; they draw nothing.
     """
     by_name = {entry.name: entry for entry in parameters}
-    for entry in sorted(_decided(plan, parameters), key=lambda entry: copies_to(entry.name, plan)):
-        values = module.get_parameter(entry.name).detach()
+    owned = [entry for entry in parameters if entry.name in plan]
+    for entry in sorted(owned, key=lambda entry: copies_to(entry.name, plan)):
+        parameter = module.get_parameter(entry.name)
         if not is_drawn_by_source(entry, plan[entry.name]):
             fill, _ = planned_fill(entry, plan, by_name, module, None)
-            fill.draw(values, None, 0)
-        for row in plan[entry.name].padding:
-            values[row] = 0
+            fill.draw(parameter.detach(), None, 0)
+        _keep_padding(parameter, plan[entry.name])
+
+
+def _keep_padding(parameter: nn.Parameter, decision: Decision) -> None:
+    for row in decision.padding:
+        parameter.detach()[row] = 0
 
 
 def _reset_unknown(module: nn.Module, plan: Mapping[str, Decision], parameters: Sequence[Entry], seed: int) -> None:
@@ -156,6 +159,8 @@ def _reset_unknown(module: nn.Module, plan: Mapping[str, Decision], parameters: 
         _reset(module.get_submodule(path), own, seed)
         for parameter, values in kept:
             parameter.copy_(values)
+        for entry in own:
+            _keep_padding(module.get_parameter(entry.name), plan[entry.name])
 
 
 def _reset(layer: nn.Module, own: Sequence[Entry], seed: int) -> None:

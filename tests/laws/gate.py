@@ -65,3 +65,15 @@ class Pair(torch.nn.Module):
     def reset_parameters(self):
         torch.nn.init.normal_(self.shift)
         self.inner.reset_parameters()
+
+
+class Table(torch.nn.Module):
+    """Five rows of three values that `reset_parameters` draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(5, 3))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        torch.nn.init.normal_(self.weight)

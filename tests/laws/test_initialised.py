@@ -327,12 +327,19 @@ def test_padding_row_stays_zero_under_any_rule(rng, init):
 
 @pytest.mark.parametrize("rng", ["keyed", "torch"])
 @pytest.mark.parametrize("init", [None, "xavier_normal", "orthogonal"])
-def test_padding_row_stays_zero_where_the_embedding_is_tied_to_another_layer(rng, init):
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param({"kind": "Linear", "in_features": 3, "out_features": 5, "bias": False}, id="of torch"),
+        pytest.param({"kind": "gate.Table"}, id="that only its own method can fill"),
+    ],
+)
+def test_padding_row_stays_zero_where_the_embedding_is_tied_to_another_layer(rng, init, head):
     layers = {
-        "head": {"kind": "Linear", "in_features": 3, "out_features": 5, "bias": False},
+        "head": head,
         "e": {"kind": "Embedding", "num_embeddings": 5, "embedding_dim": 3, "padding_idx": 2},
         "f": {"kind": "Embedding", "num_embeddings": 5, "embedding_dim": 3, "padding_idx": 0},
     }
     data = model(layers, tie={"e.weight": "head.weight", "f.weight": "head.weight"})
-    rows = builder.build(data, rng=rng, init=init).head.weight.abs().sum(1)
+    rows = builder.build(data, rng=rng, init=init, allow=["gate"]).head.weight.abs().sum(1)
     assert (rows == 0).tolist() == [True, False, True, False, False]
