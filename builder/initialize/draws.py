@@ -303,24 +303,41 @@ def default_fill(owner: nn.Module, local: str, shape: Sequence[int]) -> Fill | N
 
 
 def default_policy(owner: nn.Module, local: str, shape: Sequence[int]) -> tuple[str, dict[str, Any]] | None:
-    """The policy, and its arguments, by which a layer class fills one of its parameters; None where it is not known."""
+    """The policy, and its arguments, by which a layer class fills one of its parameters; None where it is not known.
+
+    It is known of a class of torch, and of one derived from it that fills itself in torch's way, as far as the
+    parameter is torch's own.
+    """
+    if is_overridden(owner, "reset_parameters") or is_overridden(owner, "_reset_parameters"):
+        return None
     match owner:
         case nn.modules.linear.NonDynamicallyQuantizableLinear() if local == "bias":
             return "zeros", {}  # the output layer of MultiheadAttention
-        case nn.Linear() | nn.modules.conv._ConvNd() if local in ("weight", "bias"):
+        case nn.Linear() | nn.modules.conv._ConvNd() if local in _AFFINE:
             return _symmetric(1 / math.sqrt(fans(tuple(owner.weight.shape), None)[0]))
-        case nn.Bilinear():
+        case nn.Bilinear() if local in _AFFINE:
             return _symmetric(1 / math.sqrt(owner.weight.shape[1]))
-        case nn.Embedding() | nn.EmbeddingBag():
+        case nn.Embedding() | nn.EmbeddingBag() if local == "weight":
             return "normal", {}
-        case nn.RNNBase() | nn.RNNCellBase():
+        case nn.RNNBase() | nn.RNNCellBase() if local.startswith(_RECURRENT):
             return _symmetric(1 / math.sqrt(owner.hidden_size) if owner.hidden_size else 0.0)
-        case nn.LayerNorm() | nn.RMSNorm() | nn.GroupNorm() | nn.modules.batchnorm._NormBase():
+        case nn.LayerNorm() | nn.RMSNorm() | nn.GroupNorm() | nn.modules.batchnorm._NormBase() if local in _AFFINE:
             return ("ones" if local == "weight" else "zeros"), {}
-        case nn.PReLU():
+        case nn.PReLU() if local == "weight":
             return "constant", {"val": owner.init}
-        case nn.MultiheadAttention() if local.endswith("proj_weight"):
+        case nn.MultiheadAttention() if local in _PROJECTIONS:
             return "xavier_uniform", {}
-        case nn.MultiheadAttention():
+        case nn.MultiheadAttention() if local in ("in_proj_bias", "bias_k", "bias_v"):
             return ("zeros" if local == "in_proj_bias" else "xavier_normal"), {}
     return None
+
+
+_AFFINE = ("weight", "bias")
+_RECURRENT = ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")
+_PROJECTIONS = frozenset({"in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"})
+
+
+def is_overridden(owner: nn.Module, method: str) -> bool:
+    """Whether a layer's method is not that of the class of torch from which the layer's class is derived."""
+    torchs = next(cls for cls in type(owner).__mro__ if cls.__module__.startswith("torch.nn."))
+    return getattr(type(owner), method, None) is not getattr(torchs, method, None)

@@ -17,7 +17,7 @@ from builder.errors import Problem, did_you_mean
 from builder.expand import Expansion
 from builder.freeze import check_matches
 from builder.initialize.copy import check_copies
-from builder.initialize.draws import default_fill
+from builder.initialize.draws import default_fill, is_overridden
 from builder.initialize.expression import check_value
 from builder.initialize.fits import axes_of, check_fit
 from builder.initialize.function import check_function
@@ -353,7 +353,7 @@ def _default(
     label = f"{rule or 'default'} ({entry.kind})"
     if default_fill(owner, entry.local, entry.shape) is not None:
         return Decision(label, "default", {}, overrides), []
-    if callable(getattr(owner, "reset_parameters", None)):
+    if is_overridden(owner, "reset_parameters"):
         return Decision(label, RESET, {}, overrides), []
     return None, [
         Problem(entry.name, f"{entry.kind} has no default init that is known here", "give an init rule that matches it")

@@ -77,3 +77,43 @@ class Table(torch.nn.Module):
 
     def reset_parameters(self):
         torch.nn.init.normal_(self.weight)
+
+
+class Constant(torch.nn.Linear):
+    """A layer of torch with a default of its own."""
+
+    def reset_parameters(self):
+        torch.nn.init.constant_(self.weight, 0.5)
+        torch.nn.init.constant_(self.bias, 0.25)
+
+
+class Attention(torch.nn.MultiheadAttention):
+    """The same of the one whose method has another name."""
+
+    def _reset_parameters(self):
+        torch.nn.init.zeros_(self.in_proj_weight)
+
+
+class GatedNorm(torch.nn.LayerNorm):
+    """A layer of torch with a parameter of its own, which only the constructor writes."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.gate = torch.nn.Parameter(torch.ones(width))
+
+
+class ResetNorm(GatedNorm):
+    """The same with a method that writes it."""
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        if hasattr(self, "gate"):
+            torch.nn.init.ones_(self.gate)
+
+
+class Words(torch.nn.Embedding):
+    """A layer of torch under another name."""
+
+
+class Recurrent(torch.nn.LSTM):
+    """And another."""

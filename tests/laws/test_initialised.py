@@ -264,6 +264,49 @@ def test_layer_whose_own_method_writes_whole_numbers_has_the_same_ones_each_time
     assert 0 <= first["l.codes"].min() <= first["l.codes"].max() < 5
 
 
+@pytest.mark.parametrize("rng", ["keyed", "torch"])
+def test_class_derived_from_one_of_torch_has_the_default_that_it_gives_itself(rng):
+    layers = {
+        "fc": {"kind": "gate.Constant", "in_features": 2, "out_features": 3},
+        "norm": {"kind": "gate.ResetNorm", "width": 2},
+    }
+    values = builder.build(model(layers), allow=["gate"], rng=rng).state_dict()
+    expected = {"fc.weight": 0.5, "fc.bias": 0.25, "norm.weight": 1, "norm.bias": 0, "norm.gate": 1}
+    assert {name: tensor.unique().tolist() for name, tensor in values.items()} == {
+        name: [value] for name, value in expected.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        pytest.param({"kind": "gate.GatedNorm", "width": 2}, "l.gate", id="a parameter of its own"),
+        pytest.param({"kind": "gate.Attention", "embed_dim": 4, "num_heads": 2}, "l.in_proj_weight", id="another way"),
+    ],
+)
+def test_class_derived_from_one_of_torch_whose_default_cannot_be_seen_is_refused_on_meta(refusal, layer, name):
+    problem = refusal(builder.prove, model({"l": layer}), allow=["gate"])
+    assert problem.address == name
+    assert "has no default init that is known here" in problem.what
+    assert "give an init rule" in problem.hint
+
+
+@pytest.mark.parametrize("rng", ["keyed", "torch"])
+@pytest.mark.parametrize(
+    ("kind", "derived", "arguments"),
+    [
+        ("Embedding", "gate.Words", {"num_embeddings": 5, "embedding_dim": 3, "padding_idx": 1}),
+        ("LSTM", "gate.Recurrent", {"input_size": 3, "hidden_size": 4, "proj_size": 2, "bidirectional": True}),
+    ],
+)
+def test_class_derived_from_one_of_torch_that_changes_no_default_has_its_bits(kind, derived, arguments, rng):
+    found = [
+        builder.build(model({"l": {"kind": name, **arguments}}), allow=["gate"], rng=rng).state_dict()
+        for name in (kind, derived)
+    ]
+    assert_same_bits(*found)
+
+
 @pytest.mark.parametrize("place", ["set as the default", "in a context"])
 def test_default_device_of_the_caller_changes_nothing(place):
     layer = {"kind": "Linear", "in_features": 4, "out_features": 4}
