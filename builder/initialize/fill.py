@@ -174,7 +174,14 @@ def _reset(layer: nn.Module, own: Sequence[Entry], seed: int) -> None:
             values = layer.get_parameter(entry.local).detach()
             values.fill_(blank if _is_whole(values) else float("nan"))
         torch.set_rng_state(generator_state(stream_words(seed, own[0].owner)))
-        layer.reset_parameters()  # type: ignore[operator]
+        try:
+            with torch.no_grad():
+                layer.reset_parameters()  # type: ignore[operator]
+        except Exception as err:
+            first = str(err).splitlines()[0] if str(err) else "no message"
+            what = f"{own[0].kind}'s own reset_parameters raised {type(err).__name__}: {first}"
+            hint = "mend the method, or give all of the layer's parameters init rules"
+            raise BuilderError("init", [Problem(own[0].instance.address, what, hint)]) from err
         return [layer.get_parameter(entry.local).detach() for entry in own]
 
     first = written = run(0)

@@ -7,6 +7,7 @@ fit its parameter are refused.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -354,10 +355,20 @@ def _default(
     if default_fill(owner, entry.local, entry.shape) is not None:
         return Decision(label, "default", {}, overrides), []
     if is_overridden(owner, "reset_parameters"):
-        return Decision(label, RESET, {}, overrides), []
+        return Decision(label, RESET, {}, overrides), _check_reset(owner, entry)
     return None, [
         Problem(entry.name, f"{entry.kind} has no default init that is known here", "give an init rule that matches it")
     ]
+
+
+def _check_reset(owner: nn.Module, entry: Entry) -> list[Problem]:
+    """A class's own `reset_parameters` that cannot be called without arguments."""
+    try:
+        inspect.signature(owner.reset_parameters).bind()  # type: ignore[arg-type]
+    except TypeError as err:
+        what = f"{entry.kind}'s own reset_parameters cannot be called without arguments: {err}"
+        return [Problem(entry.name, what, "give it an init rule, or the method's arguments defaults")]
+    return []
 
 
 def _padding_rows(

@@ -117,3 +117,30 @@ class Words(torch.nn.Embedding):
 
 class Recurrent(torch.nn.LSTM):
     """And another."""
+
+
+class Plain(Gate):
+    """A method that asks for no context without gradients."""
+
+    def reset_parameters(self):
+        self.scale.uniform_(1, 2)
+
+
+class Failing(Gate):
+    """A method that fails as soon as there is memory."""
+
+    def reset_parameters(self):
+        if not self.scale.is_meta:
+            raise KeyError("no such scale")
+
+
+class Asking(Gate):
+    """A method that cannot be called without an argument."""
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.scale = torch.nn.Parameter(torch.empty(3))
+        self.reset_parameters(0.1)
+
+    def reset_parameters(self, std):
+        torch.nn.init.normal_(self.scale, std=std)

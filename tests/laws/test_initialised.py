@@ -264,6 +264,30 @@ def test_layer_whose_own_method_writes_whole_numbers_has_the_same_ones_each_time
     assert 0 <= first["l.codes"].min() <= first["l.codes"].max() < 5
 
 
+def test_layer_whose_own_method_writes_in_place_needs_no_context_of_its_own():
+    scale = builder.build(model({"l": {"kind": "gate.Plain"}}), allow=["gate"]).l.scale
+    assert scale.requires_grad and scale.is_leaf
+    assert 1 <= scale.min() <= scale.max() <= 2
+
+
+def test_layer_whose_own_method_fails_is_refused_with_the_reason(refusal):
+    data = model({"l": {"kind": "gate.Failing"}})
+    problem = refusal(builder.build, data, allow=["gate"])
+    assert problem.address == "layers.l"
+    assert problem.what == "Failing's own reset_parameters raised KeyError: 'no such scale'"
+    assert "mend the method" in problem.hint
+    assert builder.build({**data, "init": {"r": {"policy": "ones"}}}, allow=["gate"]).l.scale.tolist() == [1, 1, 1]
+
+
+def test_layer_whose_own_method_needs_arguments_is_refused_on_meta(refusal):
+    data = model({"l": {"kind": "gate.Asking"}})
+    problem = refusal(builder.prove, data, allow=["gate"])
+    assert problem.address == "l.scale"
+    assert "reset_parameters cannot be called without arguments: missing a required argument: 'std'" in problem.what
+    assert "give it an init rule" in problem.hint
+    assert builder.build({**data, "init": {"r": {"policy": "ones"}}}, allow=["gate"]).l.scale.tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize("rng", ["keyed", "torch"])
 def test_class_derived_from_one_of_torch_has_the_default_that_it_gives_itself(rng):
     layers = {
