@@ -179,11 +179,12 @@ def _scaled(
     if before is None or len(before) != entry.ndim:
         what = f"{entry.name!r} has no counterpart at the base, or one of other dimensions"
         return Problem(f"{address}.base", what, "name widths alone: a base has the same layers")
-    own = default_policy(module.get_submodule(entry.owner), entry.local, entry.shape)
+    owner = module.get_submodule(entry.owner)
+    own = default_policy(owner, entry.local, entry.shape)
     is_constant = own is not None and own[0] in ("zeros", "ones", "constant")
     if entry.ndim < 2 or is_constant:
         return _vector(entry, before, address, is_constant=is_constant, is_known=own is not None)
-    named = _axes(entry, axes)
+    named = _axes(entry, axes, owner)
     if named is None:
         what = f"raw Parameter {entry.name!r} of shape {entry.shape} does not say which axis is fan-in"
         return Problem(address, what, f"give {entry.instance.address} axes: [in, out] (for x @ W), or [out, in]")
@@ -209,13 +210,13 @@ def _vector(entry: Entry, before: Shape, address: str, *, is_constant: bool, is_
     return Scaled("unchanged" if grown == 1 else "vector", fill, 0.0, {"adam": 1.0, "sgd": grown})
 
 
-def _axes(entry: Entry, axes: Sequence[str] | None) -> Sequence[str] | None:
+def _axes(entry: Entry, axes: Sequence[str] | None, owner: nn.Module) -> Sequence[str] | None:
     field = ["field"] * (entry.ndim - 2)
     if axes is not None or entry.kind == "Parameter":
         return axes or entry.instance.values.get("axes")
-    if entry.kind.startswith("Embedding"):
+    if isinstance(owner, nn.Embedding | nn.EmbeddingBag):
         return ["row", "out"]
-    return ["in", "out", *field] if entry.kind.startswith("ConvTranspose") else ["out", "in", *field]
+    return ["in", "out", *field] if isinstance(owner, nn.modules.conv._ConvTransposeNd) else ["out", "in", *field]
 
 
 def _sizes(shape: Shape, axes: Sequence[str]) -> dict[str, int]:

@@ -289,6 +289,18 @@ class OwnNorm(nn.LayerNorm):
     """A norm of torch under another name."""
 
 
+class Words(nn.Embedding):
+    """An Embedding of torch under another name."""
+
+
+class Up(nn.ConvTranspose1d):
+    """A transposed convolution of torch under another name."""
+
+
+class EmbeddingMix(nn.Linear):
+    """A Linear under a name that begins as another class's."""
+
+
 def of_class(kind, **more):
     layers = {
         "fc": {"kind": "Linear", "in_features": "=d", "out_features": "=d"},
@@ -310,6 +322,23 @@ def test_vector_of_a_class_of_the_users_own_is_left_out_unless_it_is_a_bias(kind
 def test_norm_of_torch_under_another_name_keeps_its_gain():
     data = {**of_class("OwnNorm", normalized_shape="=d"), "init": {"all": {"policy": "mup", "base": {"d": 4}}}}
     assert builder.build(data, allow=[HERE]).g.weight.tolist() == [1] * 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "derived", "arguments", "role"),
+    [
+        ("Embedding", "Words", {"num_embeddings": 10, "embedding_dim": "=d"}, "input"),
+        ("ConvTranspose1d", "Up", {"in_channels": "=d", "out_channels": 3, "kernel_size": 2}, "output"),
+        ("Linear", "EmbeddingMix", {"in_features": "=d", "out_features": 3}, "output"),
+    ],
+)
+def test_layer_of_torch_under_another_name_keeps_its_role(kind, derived, arguments, role):
+    rule = {"init": {"all": {"policy": "mup", "base": {"d": 4}}}}
+    plain, ours = of_class(derived, **arguments), of_class(derived, **arguments)
+    plain["layers"]["g"]["kind"] = kind
+    decided = [builder.prove({**data, **rule}, allow=[HERE]).decisions["g.weight"].arguments for data in (plain, ours)]
+    assert decided[0] == decided[1]
+    assert decided[0]["role"] == role
 
 
 def test_residual_scaling_by_expression_divides_by_the_square_root_of_the_number_of_residuals():
