@@ -82,10 +82,12 @@ def _pretrained(
     decision = plan[entry.name]
     over = pretrained_fill(decision.arguments, entry.shape)
     below = decision.below
-    if below is None or (seed is None and is_drawn_by_source(entry, below)):
+    if below is None:
         return over
-    alone = {**plan, entry.name: below}
-    drawn, stream = fill_for(entry, alone, parameters, module, seed)
+    if seed is None and is_drawn_by_source(entry, below):
+        drawn, stream = fill_of("empty", {}, entry.shape), entry.name
+    else:
+        drawn, stream = fill_for(entry, {**plan, entry.name: below}, parameters, module, seed)
     under = keeping_padding(drawn, entry, below)
 
     def draw(part: torch.Tensor, generator: torch.Generator | None, start: int) -> None:

@@ -596,6 +596,15 @@ def test_rows_of_absent_words_keep_what_the_rule_below_gives_them(below, rng, gi
     assert built[1].tolist() == [0, 0, 0], "a padding row that no file has is zero"
 
 
+@pytest.mark.parametrize("rng", ["keyed", "torch"])
+def test_kept_padding_row_is_zero_where_the_embedding_is_tied_to_another_layer(rng, given, words):
+    data = model(words={**kept(words), "match": "head.weight"})
+    data["layers"]["head"] = {"kind": "Linear", "in_features": 3, "out_features": 4, "bias": False}
+    built = builder.build(given({**data, "tie": {"table.weight": "head.weight"}}), rng=rng).table.weight
+    assert built[:3].tolist() == [[1, 2, 3], [0, 0, 0], [4, 5, 6]]
+    assert built[3].abs().min() > 0
+
+
 def test_kept_rows_are_those_of_the_layer_where_no_rule_stands_below(given, words):
     built = builder.build(given(model(words=kept(words))))
     assert torch.equal(built.table.weight[3], builder.build(given(model())).table.weight[3])
