@@ -59,7 +59,7 @@ def check_value(arguments: Mapping[str, Any], scope: Mapping[str, Any], address:
         if not is_expression(value):
             raise LanguageError(f"{value!r} is not an expression", hint="begin with =, as in =2 * u - 1")
         tree = parse_expression(value)
-        _check_elementwise(tree, draws)
+        _check_elementwise(tree, draws, scope)
         _check_names(tree, {*draws, *scope})
         for size in (2, 3):  # what gives two numbers for two values could still be a list of two
             given = _compute(tree, arguments, scope, torch.zeros(size), torch.Generator(), 0, (*[1] * MOST_AXES, size))
@@ -94,8 +94,9 @@ def _check_draws(draws: Any, scope: Mapping[str, Any], address: str) -> list[Pro
     return problems
 
 
-def _check_elementwise(tree: ast.expr, draws: Mapping[str, Any]) -> None:
+def _check_elementwise(tree: ast.expr, draws: Mapping[str, Any], scope: Mapping[str, Any]) -> None:
     for node in ast.walk(tree):
+        name = ""
         if isinstance(node, ast.Call):
             name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
             if name not in ELEMENTWISE | _NUMBERS:
@@ -103,11 +104,14 @@ def _check_elementwise(tree: ast.expr, draws: Mapping[str, Any]) -> None:
                 raise LanguageError(f"{name} is not a function of each value alone", node.lineno, hint)
         if isinstance(node, ast.MatMult):
             raise LanguageError("@ is not of each value alone", hint=_ONE_EACH)
-        if isinstance(node, ast.Subscript) or (isinstance(node, ast.Call) and ast.unparse(node.func) == "len"):
+        is_choice = name in ("min", "max") or (
+            isinstance(node, ast.Compare) and any(isinstance(op, ast.In | ast.NotIn) for op in node.ops)
+        )
+        if isinstance(node, ast.expr) and (isinstance(node, ast.Subscript) or name == "len" or is_choice):
             whole = node.value if isinstance(node, ast.Subscript) else node
-            if any(name in draws or _INDEX.fullmatch(name) for name in names_read(whole)):
+            if any(read in draws or (_INDEX.fullmatch(read) and read not in scope) for read in names_read(whole)):
                 what = f"{ast.unparse(node)} is not of each value alone: values are drawn in pieces"
-                raise LanguageError(what, node.lineno, _ONE_EACH)
+                raise LanguageError(what, node.lineno, _CHOICES if is_choice else _ONE_EACH)
         elif isinstance(node, ast.ListComp | ast.Attribute | ast.Dict):
             raise LanguageError(
                 f"{ast.unparse(node)}: an init expression is made of numbers and functions", node.lineno

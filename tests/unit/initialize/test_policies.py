@@ -35,6 +35,11 @@ def test_expression_knows_each_values_place_and_the_args(given):
     assert values.tolist() == [[0.75, 1.75, 2.75], [100.75, 101.75, 102.75]]
 
 
+def test_expression_may_take_the_least_of_the_args_alone():
+    values = builder.build(raw(expression("=min(3, d, 4) + max(i0, 5) + i1 + (1 in [1])"), args={"d": 2, "i0": 9})).w
+    assert values[0].tolist() == [12, 13, 14, 15, 16, 17]
+
+
 def test_expression_over_two_draws_draws_each_on_its_own(given):
     init = expression("=u - v", u="normal", v="normal")
     values = builder.build(given(raw(init, shape=(300, 300)))).w
@@ -147,8 +152,10 @@ def test_block_expression_sees_the_blocks_args():
         pytest.param(
             expression("=-inf"), "layers.w.init.value", "=-inf is -inf in 'w'", "a finite number", id="no finite number"
         ),
-        pytest.param(
-            expression("=min(u, 0)", u="normal"), "layers.w.init.value", "ambiguous", "minimum", id="min of a draw"
+        *(
+            pytest.param(expression(f"=({value}) * u", u="normal"), "layers.w.init.value",
+                         f"{value} is not of each value alone", "write where, minimum, maximum", id=value)
+            for value in ("min(u, 0)", "max(u)", "max(i0)", "min([i0, i1])", "0 in u", "d not in i1")
         ),
         *(
             pytest.param(expression("=1", **{name: "normal"}), f"layers.w.init.draws.{name}", "cannot be a draw's name",
