@@ -41,7 +41,7 @@ def check_fit(
         axes: What the rule says of the parameter's axes.
         address: Of the rule.
     """
-    problems = _dimensions(entry, policy, address) or _axes(entry, policy, axes, address)
+    problems = check_axes(entry, policy, axes, address)
     if problems:
         return problems
     if dtype.is_complex and policy in _REAL:
@@ -58,6 +58,11 @@ def check_fit(
     if policy == "values":
         return _values(entry, dtype, arguments["values"], address)
     return _range(entry, dtype, policy, arguments, axes, address)
+
+
+def check_axes(entry: Entry, policy: str, axes: Sequence[str] | None, address: str) -> list[Problem]:
+    """What keeps a policy, `default` included, from a parameter of its dimensions and of the axes that a rule names."""
+    return _dimensions(entry, policy, address) or _axes(entry, policy, axes, address)
 
 
 def axes_of(entry: Entry) -> tuple[str, ...] | None:

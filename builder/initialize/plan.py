@@ -20,7 +20,7 @@ from builder.freeze import check_matches
 from builder.initialize.copy import check_copies
 from builder.initialize.draws import default_fill, is_overridden
 from builder.initialize.expression import check_value
-from builder.initialize.fits import axes_of, check_fit
+from builder.initialize.fits import axes_of, check_axes, check_fit
 from builder.initialize.function import check_function
 from builder.initialize.lsuv import check_one_a_layer
 from builder.initialize.mup import mup_decisions
@@ -297,6 +297,8 @@ def _arguments(
 def _decide(module: nn.Module, entry: Entry, candidates: Sequence[_Candidate]) -> tuple[Decision | None, list[Problem]]:
     overrides = tuple(candidate.rule for candidate in candidates[:-1])
     winner = candidates[-1] if candidates else None
+    if winner is not None and (unread := check_axes(entry, winner.policy, winner.axes, winner.address)):
+        return Decision(winner.rule, winner.policy, winner.arguments, overrides, winner.axes), unread
     if winner is not None and winner.policy == "default" and entry.kind == "Parameter":
         inline = next(
             (c for c in candidates if c.address == f"{entry.instance.address}.init" and c.policy != "default"), None

@@ -69,6 +69,9 @@ INF, NAN = float("inf"), float("nan")
             raw("zeros", axes=["in", "out"]), "init.r.axes", "zeros reads no fan-in", "leave axes out", id="axes for nothing"
         ),
         pytest.param(
+            raw("default", axes=["in", "out"]), "init.r.axes", "default reads no fan-in", "leave axes out", id="of a default"
+        ),
+        pytest.param(
             raw("expression", value="=i0", shape=()), "init.r.value", "'w' of shape ()", "a single number", id="no axes"
         ),
     ],
@@ -91,6 +94,16 @@ def test_policy_that_does_not_fit_is_refused(given, refusal, data, address, what
 )
 def test_policy_that_fits_gives_finite_values(data):
     assert builder.build(data).w.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("axes", "what"), [(["in", "out"], "default reads no fan-in"), (["in", "in"], "axes ['in', 'in'] for 'fc.weight'")]
+)
+def test_axes_of_a_default_are_refused_of_a_layer_as_well(refusal, axes, what):
+    layers = {"fc": {"kind": "Linear", "in_features": 2, "out_features": 2}}
+    rule = {"match": "fc.weight", "policy": "default", "axes": axes}
+    problem = refusal(builder.prove, {"inputs": {"x": {}}, "layers": layers, "forward": "x", "init": {"r": rule}})
+    assert (problem.address, what in problem.what) == ("init.r.axes", True)
 
 
 def test_rule_that_another_overrides_may_read_axes_that_this_one_has_not():

@@ -605,6 +605,18 @@ def test_kept_padding_row_is_zero_where_the_embedding_is_tied_to_another_layer(r
     assert built[3].abs().min() > 0
 
 
+def test_axes_of_a_rule_that_keeps_rows_are_refused_and_those_of_the_rule_below_read(given, refusal, words):
+    keeping, axes = kept(words), {"axes": ["in", "out"]}
+    below = {"match": "table.weight", "policy": "kaiming_normal"}
+    problem = refusal(builder.prove, given(model(below=below, words={**keeping, **axes})))
+    assert (problem.address, "pretrained reads no fan-in" in problem.what) == ("init.words.axes", True)
+    problem = refusal(builder.prove, given(model(below={**below, "policy": "normal", **axes}, words=keeping)))
+    assert (problem.address, "normal reads no fan-in" in problem.what) == ("init.below.axes", True)
+    alone = builder.build(given(model(below={**below, **axes}))).table.weight
+    built = builder.build(given(model(below={**below, **axes}, words=keeping))).table.weight
+    assert torch.equal(built[[1, 3]], alone[[1, 3]])
+
+
 def test_kept_rows_are_those_of_the_layer_where_no_rule_stands_below(given, words):
     built = builder.build(given(model(words=kept(words))))
     assert torch.equal(built.table.weight[3], builder.build(given(model())).table.weight[3])
