@@ -104,7 +104,9 @@ def parameter_theory(proof: Proof, owner: Entry) -> Theory | None:
         owner: The parameter, which is no tied name of another.
     """
     policy, arguments = _policy(proof, owner)
-    if policy == "mup":
+    if policy == "mup" and arguments["fill"] == "default":
+        policy, arguments = _default(proof, owner)
+    elif policy == "mup":
         policy, arguments = "normal", {"std": arguments["std"]}
     if policy not in POLICIES or proof.meta.get_parameter(owner.name).is_complex():
         return None
@@ -124,11 +126,13 @@ def _wide(values: Tensor) -> Tensor:
 def _policy(proof: Proof, entry: Entry) -> tuple[str, Mapping[str, Any]]:
     """The policy with its arguments; for a layer's default, what the layer's class does."""
     decision = proof.decisions[entry.name]
-    if decision.policy == "default":
-        found = default_policy(proof.meta.get_submodule(entry.owner), entry.local, entry.shape)
-        assert found is not None, f"{entry.name} has a default that is not known"
-        return found
-    return decision.policy, decision.arguments
+    return _default(proof, entry) if decision.policy == "default" else (decision.policy, decision.arguments)
+
+
+def _default(proof: Proof, entry: Entry) -> tuple[str, Mapping[str, Any]]:
+    found = default_policy(proof.meta.get_submodule(entry.owner), entry.local, entry.shape)
+    assert found is not None, f"{entry.name} has a default that is not known"
+    return found
 
 
 def _gain(decision: Decision) -> float | None:

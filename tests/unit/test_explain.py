@@ -177,6 +177,21 @@ def test_row_that_is_kept_at_zero_does_not_make_a_right_scale_look_wrong():
     assert all(abs(score) < 4 for score in explained(layer, {"policy": "normal"}).z)
 
 
+@pytest.mark.parametrize(
+    ("name", "mean"), [("n.weight", 1), ("n.bias", 0), ("slope.weight", 0.25), ("fc.bias", 0), ("fc.weight", 0)]
+)
+def test_theory_of_what_mup_leaves_at_its_constant_is_that_constant(name, mean):
+    layers = {
+        "fc": {"kind": "Linear", "in_features": "=d", "out_features": "=d"},
+        "n": {"kind": "LayerNorm", "normalized_shape": "=d"},
+        "slope": {"kind": "PReLU", "num_parameters": "=d"},
+    }
+    rule = {"policy": "mup", "base": {"d": 4}, "std": 0.5}
+    data = {"args": {"d": 16}, "inputs": {"x": {}}, "layers": layers, "forward": "x", "init": {"all": rule}}
+    theory = explain(builder.prove(data), name).theory
+    assert (theory.mean, theory.std) == (mean, 0.25 if name == "fc.weight" else 0)
+
+
 def test_complex_values_are_told_without_a_score():
     found = explained({"kind": "Parameter", "shape": [300, 300], "dtype": "complex64"}, {"policy": "normal"})
     assert (found.theory, found.z) == (None, None)
