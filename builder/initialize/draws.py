@@ -339,5 +339,5 @@ _PROJECTIONS = frozenset({"in_proj_weight", "q_proj_weight", "k_proj_weight", "v
 
 def is_overridden(owner: nn.Module, method: str) -> bool:
     """Whether a layer's method is not that of the class of torch from which the layer's class is derived."""
-    torchs = next(cls for cls in type(owner).__mro__ if cls.__module__.startswith("torch.nn."))
+    torchs = next(cls for cls in type(owner).__mro__ if cls.__module__.startswith("torch.nn.modules."))
     return getattr(type(owner), method, None) is not getattr(torchs, method, None)

@@ -87,6 +87,14 @@ class Constant(torch.nn.Linear):
         torch.nn.init.constant_(self.bias, 0.25)
 
 
+class Normed(Constant):
+    """The same with a weight that is computed: torch makes a class of its own for it."""
+
+    def __init__(self, in_features, out_features):
+        super().__init__(in_features, out_features)
+        torch.nn.utils.parametrizations.weight_norm(self)
+
+
 class Attention(torch.nn.MultiheadAttention):
     """The same of the one whose method has another name."""
 

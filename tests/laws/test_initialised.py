@@ -301,6 +301,12 @@ def test_class_derived_from_one_of_torch_has_the_default_that_it_gives_itself(rn
     }
 
 
+def test_derived_class_of_a_parametrized_layer_has_the_default_that_it_gives_itself():
+    data = model({"l": {"kind": "gate.Normed", "in_features": 2, "out_features": 3}})
+    built = builder.build({**data, "init": {"r": {"match": "*.original?", "policy": "ones"}}}, allow=["gate"])
+    assert built.l.bias.tolist() == [0.25] * 3
+
+
 @pytest.mark.parametrize(
     ("layer", "name"),
     [
