@@ -44,13 +44,20 @@ class Half(torch.nn.Module):
 
 
 class Whole(Half):
-    """The same of which every value is drawn again, whole numbers as well."""
+    """The same of which every value is drawn again, whole numbers as well, and others of a byte."""
+
+    def __init__(self):
+        super().__init__()
+        self.small = torch.nn.Parameter(torch.empty(3, dtype=torch.float8_e4m3fn), requires_grad=False)
+        self.reset_parameters()
 
     def reset_parameters(self):
         super().reset_parameters()
         with torch.no_grad():
             self.shift.fill_(7.0)
             self.codes.random_(5)
+            if hasattr(self, "small"):
+                self.small.copy_(self.scale)
 
 
 class Pair(torch.nn.Module):

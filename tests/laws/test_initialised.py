@@ -260,6 +260,8 @@ def test_layer_whose_own_method_leaves_values_unwritten_has_those_of_its_constru
 
 def test_layer_whose_own_method_writes_whole_numbers_has_the_same_ones_each_time():
     first, second = (builder.build(model({"l": {"kind": "gate.Whole"}}), allow=["gate"]).state_dict() for _ in range(2))
+    small = first["l.small"].float()
+    assert torch.equal(small, second.pop("l.small").float()) and torch.allclose(small, first["l.scale"], rtol=0.07)
     assert_same_bits(first, second)
     assert 0 <= first["l.codes"].min() <= first["l.codes"].max() < 5
 
