@@ -166,13 +166,13 @@ def _reset_unknown(module: nn.Module, plan: Mapping[str, Decision], parameters: 
 def _reset(layer: nn.Module, own: Sequence[Entry], seed: int) -> None:
     """Runs a layer's `reset_parameters`, which must write every value of the parameters that it decides.
 
-    One that it leaves is still the NaN that was there before; a whole number, what another run over others leaves.
+    One that it leaves is still the NaN that was there before, as is one that it takes from a parameter that others
+    fill later; a whole number, what another run over others leaves.
     """
 
     def run(blank: int) -> list[torch.Tensor]:
-        for entry in own:
-            values = layer.get_parameter(entry.local).detach()
-            values.fill_(blank if _is_whole(values) else float("nan"))
+        for parameter in layer.parameters():
+            parameter.detach().fill_(blank if _is_whole(parameter) else float("nan"))
         torch.set_rng_state(generator_state(stream_words(seed, own[0].owner)))
         try:
             with torch.no_grad():

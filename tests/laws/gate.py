@@ -74,6 +74,23 @@ class Pair(torch.nn.Module):
         self.inner.reset_parameters()
 
 
+class Follower(Affine):
+    """Values that follow others of the same layer."""
+
+    def reset_parameters(self):
+        torch.nn.init.normal_(self.scale)
+        if hasattr(self, "shift"):
+            self.shift.data.copy_(2 * self.scale.data)
+
+
+class Reader(Follower):
+    """The same that leaves the others to a rule."""
+
+    def reset_parameters(self):
+        if hasattr(self, "shift"):
+            self.shift.data.copy_(2 * self.scale.data)
+
+
 class Table(torch.nn.Module):
     """Five rows of three values that `reset_parameters` draws."""
 

@@ -252,6 +252,15 @@ def test_layer_whose_own_method_leaves_values_unwritten_is_refused_by_their_name
     assert all("give it an init rule" in problem.hint for problem in problems)
 
 
+def test_layer_whose_own_method_reads_what_it_has_written_is_built_and_what_a_rule_fills_later_is_refused(refusal):
+    built = builder.build(model({"l": {"kind": "gate.Follower"}}), allow=["gate"]).l
+    assert torch.equal(built.shift, 2 * built.scale)
+    data = model({"l": {"kind": "gate.Reader"}}, init={"r": {"match": "l.scale", "policy": "ones"}})
+    problem = refusal(builder.build, data, allow=["gate"])
+    assert problem.address == "l.shift"
+    assert "left 3 of 3 values unwritten, or not finite" in problem.what
+
+
 def test_layer_whose_own_method_leaves_values_unwritten_has_those_of_its_constructor_in_torchs_order():
     built = builder.build(model({"l": {"kind": "gate.Half"}}), allow=["gate"], rng="torch").l
     assert built.shift.tolist() == [7, 7, 7]
