@@ -19,7 +19,8 @@ from builder.errors import BuilderError, Problem, did_you_mean
 from builder.groups import Group
 from builder.initialize.draws import basic, default_policy, fans
 from builder.initialize.fill import initial_values
-from builder.initialize.plan import RESET, Decision
+from builder.initialize.plan import Decision
+from builder.initialize.reset import RESET
 from builder.initialize.theory import Theory, theory_of
 from builder.module import Entry
 from builder.policies import POLICIES, policy_of

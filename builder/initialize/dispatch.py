@@ -13,8 +13,9 @@ from builder.initialize.draws import Fill, default_fill, fill_of, zeroed
 from builder.initialize.expression import expression_fill
 from builder.initialize.function import function_fill
 from builder.initialize.mup import mup_fill
-from builder.initialize.plan import RESET, Decision
+from builder.initialize.plan import Decision
 from builder.initialize.pretrained_values import fill as pretrained_fill
+from builder.initialize.reset import RESET
 from builder.module import Entry
 from builder.policies import is_function, is_own
 

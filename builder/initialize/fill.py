@@ -16,14 +16,15 @@ import torch
 from torch import nn
 
 from builder.buffers import restore_buffers
-from builder.errors import BuilderError, Problem, did_you_mean, raise_all
+from builder.errors import BuilderError, Problem, did_you_mean
 from builder.initialize.chunks import Piece, fill_pieces
 from builder.initialize.copy import copies_to
 from builder.initialize.dispatch import fill_for, is_drawn_by_source, keeping_padding
 from builder.initialize.draws import Fill
 from builder.initialize.lsuv import refuse_without_batch
-from builder.initialize.plan import RESET, Decision
+from builder.initialize.plan import Decision
 from builder.initialize.pretrained_values import fill as pretrained_fill
+from builder.initialize.reset import RESET, method_of, reset_layers
 from builder.initialize.shards import check_shards, fill_shards, is_shard, mesh_device
 from builder.initialize.streams import generator_state, stream_words
 from builder.meta import parameters_on_meta
@@ -80,10 +81,13 @@ def _refresh(module: nn.Module) -> None:
 def fill_module(module: nn.Module, plan: Mapping[str, Decision], parameters: Sequence[Entry], seed: int) -> None:
     """Fills every parameter of a module that has memory, each from its own stream; of a sharded one, the local part."""
     by_name = {entry.name: entry for entry in parameters}
-    _reset_unknown(module, plan, parameters, seed)
+    reset_layers(module, plan, parameters, seed)
     pieces, shards, copies = [], [], []
     for entry in parameters:
-        if entry.name not in plan or plan[entry.name].policy == RESET:
+        if entry.name not in plan:
+            continue
+        if plan[entry.name].policy == RESET:
+            _keep_padding(module.get_parameter(entry.name), plan[entry.name])
             continue
         fill, stream = planned_fill(entry, plan, by_name, module, seed)
         parameter = module.get_parameter(entry.name).detach()
@@ -142,64 +146,6 @@ def _draw_in_order(module: nn.Module, plan: Mapping[str, Decision], parameters: 
 def _keep_padding(parameter: nn.Parameter, decision: Decision) -> None:
     for row in decision.padding:
         parameter.detach()[row] = 0
-
-
-def _reset_unknown(module: nn.Module, plan: Mapping[str, Decision], parameters: Sequence[Entry], seed: int) -> None:
-    """Runs a class's own `reset_parameters` under a generator that starts from the layer's name.
-
-    What of the layer, or of a layer in it, is tied to another one's parameter stays as that layer has left it.
-    """
-    reset = [entry for entry in parameters if entry.name in plan and plan[entry.name].policy == RESET]
-    aliases = [entry.name for entry in parameters if entry.name not in plan]
-    for path in sorted({entry.owner for entry in reset}):
-        own = [entry for entry in reset if entry.owner == path]
-        drawn = {module.get_parameter(entry.name) for entry in own}
-        tied = {module.get_parameter(name) for name in aliases if name.startswith(f"{path}.")} - drawn
-        kept = [(parameter.detach(), parameter.detach().clone()) for parameter in tied]
-        _reset(module.get_submodule(path), own, seed)
-        for parameter, values in kept:
-            parameter.copy_(values)
-        for entry in own:
-            _keep_padding(module.get_parameter(entry.name), plan[entry.name])
-
-
-def _reset(layer: nn.Module, own: Sequence[Entry], seed: int) -> None:
-    """Runs a layer's `reset_parameters`, which must write every value of the parameters that it decides.
-
-    One that it leaves is still the NaN that was there before, as is one that it takes from a parameter that others
-    fill later; a whole number, what another run over others leaves.
-    """
-
-    def run(blank: int) -> list[torch.Tensor]:
-        for parameter in layer.parameters():
-            parameter.detach().fill_(blank if _is_whole(parameter) else float("nan"))
-        torch.set_rng_state(generator_state(stream_words(seed, own[0].owner)))
-        try:
-            with torch.no_grad():
-                layer.reset_parameters()  # type: ignore[operator]
-        except Exception as err:
-            first = str(err).splitlines()[0] if str(err) else "no message"
-            what = f"{own[0].kind}'s own reset_parameters raised {type(err).__name__}: {first}"
-            hint = "mend the method, or give all of the layer's parameters init rules"
-            raise BuilderError("init", [Problem(own[0].instance.address, what, hint)]) from err
-        return [layer.get_parameter(entry.local).detach() for entry in own]
-
-    first = written = run(0)
-    if any(map(_is_whole, first)):
-        first = [values.clone() for values in first]
-        written = run(1)
-    problems = []
-    for entry, once, again in zip(own, first, written, strict=True):
-        finite = (again.float() if again.itemsize == 1 else again).isfinite()  # torch 2.13 has none of float8
-        left = int((once != again if _is_whole(again) else ~finite).sum())
-        if left:
-            what = f"{entry.kind}'s own reset_parameters left {left} of {again.numel()} values unwritten, or not finite"
-            problems.append(Problem(entry.name, what, "give it an init rule, or write every value there"))
-    raise_all("init", problems)
-
-
-def _is_whole(values: torch.Tensor) -> bool:
-    return not (values.is_floating_point() or values.is_complex())
 
 
 # ---- again, from what a built module carries -----------------------------------------------------------------------
@@ -308,8 +254,10 @@ def _part(
     entry = entries[proof.ties.get(name, name)]
     policy = proof.decisions[entry.name].policy
     if policy in (RESET, "lsuv"):
-        by = f"{entry.kind}'s own reset_parameters" if policy == RESET else "lsuv, which looks at a batch"
-        hint = "take a copy of it after the build" + (", or give it an init rule" if policy == RESET else "")
+        by, hint = "lsuv, which looks at a batch", "take a copy of it after the build"
+        if policy == RESET:
+            layer = proof.meta.get_submodule(proof.decisions[entry.name].arguments["layer"])
+            by, hint = f"{type(layer).__name__}'s own {method_of(layer)}", f"{hint}, or give it an init rule"
         raise BuilderError("init", [Problem(name, f"gets its initial values from {by}", hint)])
     fill, stream = planned_fill(entry, proof.decisions, entries, proof.meta, seed)
     dtype = proof.meta.get_parameter(entry.name).dtype

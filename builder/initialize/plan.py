@@ -7,7 +7,6 @@ fit its parameter are refused.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,19 +17,18 @@ from builder.errors import Problem, did_you_mean
 from builder.expand import Expansion
 from builder.freeze import check_matches
 from builder.initialize.copy import check_copies
-from builder.initialize.draws import default_fill, is_overridden
+from builder.initialize.draws import default_fill
 from builder.initialize.expression import check_value
 from builder.initialize.fits import axes_of, check_axes, check_fit
 from builder.initialize.function import check_function
 from builder.initialize.lsuv import check_one_a_layer
 from builder.initialize.mup import mup_decisions
 from builder.initialize.pretrained import PretrainedReport, may_keep, resolve
+from builder.initialize.reset import RESET, check_reset, resetting
 from builder.module import Entry
 from builder.names import Selector
 from builder.policies import POLICIES, check_policy, is_function
 from builder.spec import InitRule, PolicySpec
-
-RESET = "reset_parameters"  # the policy of a class that only its own reset_parameters knows how to fill
 
 
 @dataclass(frozen=True)
@@ -353,24 +351,15 @@ def _default(
             )
         ]
     owner = module.get_submodule(entry.owner)
-    label = f"{rule or 'default'} ({entry.kind})"
+    if path := resetting(module, entry.owner):
+        layer = module.get_submodule(path)
+        label = f"{rule or 'default'} ({type(layer).__name__})"
+        return Decision(label, RESET, {"layer": path}, overrides), check_reset(layer, entry.name)
     if default_fill(owner, entry.local, entry.shape) is not None:
-        return Decision(label, "default", {}, overrides), []
-    if is_overridden(owner, "reset_parameters"):
-        return Decision(label, RESET, {}, overrides), _check_reset(owner, entry)
+        return Decision(f"{rule or 'default'} ({entry.kind})", "default", {}, overrides), []
     return None, [
         Problem(entry.name, f"{entry.kind} has no default init that is known here", "give an init rule that matches it")
     ]
-
-
-def _check_reset(owner: nn.Module, entry: Entry) -> list[Problem]:
-    """A class's own `reset_parameters` that cannot be called without arguments."""
-    try:
-        inspect.signature(owner.reset_parameters).bind()  # type: ignore[arg-type]
-    except TypeError as err:
-        what = f"{entry.kind}'s own reset_parameters cannot be called without arguments: {err}"
-        return [Problem(entry.name, what, "give it an init rule, or the method's arguments defaults")]
-    return []
 
 
 def _padding_rows(

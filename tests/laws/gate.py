@@ -74,6 +74,19 @@ class Pair(torch.nn.Module):
         self.inner.reset_parameters()
 
 
+class Container(torch.nn.Module):
+    """No value of its own: it scales the weight of one layer of torch that is in it, and draws what it draws itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.fc, self.rest = Gate(), torch.nn.Linear(2, 3), torch.nn.Linear(3, 2)
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        self.fc.weight.data.mul_(0.5)
+        torch.nn.init.constant_(self.fc.bias, 0.25)
+
+
 class Follower(Affine):
     """Values that follow others of the same layer."""
 

@@ -1,5 +1,6 @@
 """Laws L1 and L2: nothing uninitialised, and init is a pure function of seed, name, policy and shape."""
 
+import math
 import os
 from contextlib import contextmanager
 from unittest import mock
@@ -240,6 +241,43 @@ def test_values_that_are_tied_within_a_layer_are_drawn_by_its_own_method(kind, a
     assert built.get_parameter(owner).isfinite().all()
 
 
+def test_layers_within_one_that_fills_itself_are_as_it_leaves_them():
+    plain = {"kind": "Linear", "in_features": 2, "out_features": 3}
+    fc = builder.build(model({"l": {"kind": "Sequential", "layers": {"fc": plain}}})).l.fc
+    with poisoned():
+        built = builder.build(model({"l": {"kind": "gate.Container"}}), allow=["gate"]).l
+    assert torch.equal(built.fc.weight, 0.5 * fc.weight) and built.fc.bias.tolist() == [0.25] * 3
+    assert built.inner.scale.isfinite().all() and 0 < built.rest.weight.abs().max() <= 3**-0.5
+    ruled = model({"l": {"kind": "gate.Container"}}, init={"r": {"match": "l.fc.bias", "policy": "ones"}})
+    assert builder.build(ruled, allow=["gate"]).l.fc.bias.tolist() == [1] * 3
+
+
+def test_attention_of_ones_own_is_filled_by_its_own_method(refusal):
+    layer = {"kind": "gate.Attention", "embed_dim": 4, "num_heads": 2}
+    problem = refusal(builder.build, model({"l": layer}), allow=["gate"])
+    assert problem.address == "l.in_proj_bias"
+    assert "Attention's own _reset_parameters left 12 of 12 values unwritten" in problem.what
+    built = builder.build(
+        model({"l": layer}, init={"b": {"match": "l.in_proj_bias", "policy": "ones"}}), allow=["gate"]
+    )
+    assert not built.l.in_proj_weight.any() and built.l.out_proj.weight.any() and not built.l.out_proj.bias.any()
+
+
+def test_transformer_is_drawn_as_it_draws_itself():
+    sizes = {
+        "d_model": 8,
+        "nhead": 2,
+        "num_encoder_layers": 1,
+        "num_decoder_layers": 1,
+        "dim_feedforward": 512,
+        "batch_first": True,
+    }
+    built = builder.build(model({"l": {"kind": "Transformer", **sizes}})).l
+    largest = built.encoder.layers[0].linear1.weight.abs().max()
+    assert 0.95 < largest / math.sqrt(6 / (8 + 512)) <= 1, "xavier_uniform; a Linear by itself reaches 8**-0.5"
+    assert not built.encoder.layers[0].self_attn.in_proj_bias.any()
+
+
 @pytest.mark.parametrize("ruled", [[], ["l.shift"], ["l.codes"]], ids=["", "numbers have a rule", "whole ones have"])
 def test_layer_whose_own_method_leaves_values_unwritten_is_refused_by_their_names(ruled):
     zeros = {"policy": "expression", "value": "=0"}
@@ -318,16 +356,9 @@ def test_derived_class_of_a_parametrized_layer_has_the_default_that_it_gives_its
     assert built.l.bias.tolist() == [0.25] * 3
 
 
-@pytest.mark.parametrize(
-    ("layer", "name"),
-    [
-        pytest.param({"kind": "gate.GatedNorm", "width": 2}, "l.gate", id="a parameter of its own"),
-        pytest.param({"kind": "gate.Attention", "embed_dim": 4, "num_heads": 2}, "l.in_proj_weight", id="another way"),
-    ],
-)
-def test_class_derived_from_one_of_torch_whose_default_cannot_be_seen_is_refused_on_meta(refusal, layer, name):
-    problem = refusal(builder.prove, model({"l": layer}), allow=["gate"])
-    assert problem.address == name
+def test_class_derived_from_one_of_torch_whose_default_cannot_be_seen_is_refused_on_meta(refusal):
+    problem = refusal(builder.prove, model({"l": {"kind": "gate.GatedNorm", "width": 2}}), allow=["gate"])
+    assert problem.address == "l.gate"
     assert "has no default init that is known here" in problem.what
     assert "give an init rule" in problem.hint
 

@@ -1,0 +1,125 @@
+"""Layers that fill themselves: a class's own `reset_parameters`, which may write what is in the layers within as well.
+
+It runs under a generator that starts from the layer's name, over the defaults of the classes of torch within it. Of
+several such layers in each other the inner ones come first, as their constructors do.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from builder.errors import BuilderError, Problem, raise_all
+from builder.initialize.chunks import Piece, fill_pieces
+from builder.initialize.draws import default_fill, is_overridden
+from builder.initialize.streams import generator_state, stream_words
+from builder.module import Entry
+
+if TYPE_CHECKING:
+    from builder.initialize.plan import Decision
+
+RESET = "reset_parameters"  # the policy of what only a class's own method knows how to fill
+
+
+def method_of(layer: nn.Module) -> str:
+    """The name of the method by which a layer fills itself in a way of its own; nothing where it has none."""
+    for name in ("reset_parameters", "_reset_parameters"):
+        if is_overridden(layer, name):
+            return name
+    return "_reset_parameters" if isinstance(layer, nn.Transformer) else ""
+
+
+def resetting(module: nn.Module, owner: str) -> str:
+    """Path of the outermost layer that fills itself, of a parameter's owner and those around it; nothing where none."""
+    parts = owner.split(".")
+    paths = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    return next((path for path in paths if method_of(module.get_submodule(path))), "")
+
+
+def check_reset(layer: nn.Module, name: str) -> list[Problem]:
+    """Refuses a class's own method that cannot be called without arguments; `name` is of a parameter."""
+    method = method_of(layer)
+    try:
+        inspect.signature(getattr(layer, method)).bind()
+    except TypeError as err:
+        what = f"{type(layer).__name__}'s own {method} cannot be called without arguments: {err}"
+        return [Problem(name, what, "give it an init rule, or the method's arguments defaults")]
+    return []
+
+
+def reset_layers(module: nn.Module, plan: Mapping[str, Decision], parameters: Sequence[Entry], seed: int) -> None:
+    """Lets all such layers of a module fill themselves.
+
+    What of a layer, or of one in it, is tied to another one's parameter stays as that layer has left it.
+
+    Raises:
+        BuilderError: A method that fails, or that leaves a value unwritten.
+    """
+    layers: dict[str, list[Entry]] = {}
+    for entry in parameters:
+        if entry.name in plan and plan[entry.name].policy == RESET:
+            layers.setdefault(plan[entry.name].arguments["layer"], []).append(entry)
+    aliases = [entry.name for entry in parameters if entry.name not in plan]
+    for path, own in layers.items():
+        drawn = {module.get_parameter(entry.name) for entry in own}
+        tied = {module.get_parameter(name) for name in aliases if name.startswith(f"{path}.")} - drawn
+        kept = [(parameter.detach(), parameter.detach().clone()) for parameter in tied]
+        _reset(module, path, own, seed)
+        for parameter, values in kept:
+            parameter.copy_(values)
+
+
+def _reset(module: nn.Module, path: str, own: Sequence[Entry], seed: int) -> None:
+    """Fills a layer, and looks whether that has written every value of the parameters that it decides.
+
+    One that it leaves is still the NaN that was there before, as is one that it takes from a parameter that others
+    fill later; a whole number, what another run over others leaves.
+    """
+    outer = module.get_submodule(path)
+
+    def run(blank: int) -> list[torch.Tensor]:
+        for parameter in outer.parameters():
+            parameter.detach().fill_(blank if _is_whole(parameter) else float("nan"))
+        fills = [default_fill(module.get_submodule(entry.owner), entry.local, entry.shape) for entry in own]
+        values = [module.get_parameter(entry.name).detach() for entry in own]
+        known = [each for each in zip(own, values, fills, strict=True) if each[2] is not None]
+        fill_pieces([Piece(out, fill, entry.name, entry.shape) for entry, out, fill in known if fill], seed)
+        for name, layer in reversed([*outer.named_modules(prefix=path)]):
+            if method_of(layer) and any(entry.name.startswith(f"{name}.") for entry in own):
+                _call(layer, name, own[0], seed)
+        return [module.get_parameter(entry.name).detach() for entry in own]
+
+    first = written = run(0)
+    if any(map(_is_whole, first)):
+        first = [values.clone() for values in first]
+        written = run(1)
+    problems = []
+    for entry, once, again in zip(own, first, written, strict=True):
+        finite = (again.float() if again.itemsize == 1 else again).isfinite()  # torch 2.13 has none of float8
+        left = int((once != again if _is_whole(again) else ~finite).sum())
+        if left:
+            by = f"{type(outer).__name__}'s own {method_of(outer)}"
+            what = f"{by} left {left} of {again.numel()} values unwritten, or not finite"
+            problems.append(Problem(entry.name, what, "give it an init rule, or write every value there"))
+    raise_all("init", problems)
+
+
+def _call(layer: nn.Module, name: str, entry: Entry, seed: int) -> None:
+    method = method_of(layer)
+    torch.set_rng_state(generator_state(stream_words(seed, name)))
+    try:
+        with torch.no_grad():
+            getattr(layer, method)()
+    except Exception as err:
+        first = str(err).splitlines()[0] if str(err) else "no message"
+        what = f"{type(layer).__name__}'s own {method} raised {type(err).__name__}: {first}"
+        hint = "mend the method, or give all of the layer's parameters init rules"
+        raise BuilderError("init", [Problem(entry.instance.address, what, hint)]) from err
+
+
+def _is_whole(values: torch.Tensor) -> bool:
+    return not (values.is_floating_point() or values.is_complex())
