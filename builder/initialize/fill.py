@@ -24,7 +24,7 @@ from builder.initialize.draws import Fill
 from builder.initialize.lsuv import refuse_without_batch
 from builder.initialize.plan import Decision
 from builder.initialize.pretrained_values import fill as pretrained_fill
-from builder.initialize.reset import RESET, method_of, reset_layers
+from builder.initialize.reset import RESET, reset_layers, told
 from builder.initialize.shards import check_shards, fill_shards, is_shard, mesh_device
 from builder.initialize.streams import generator_state, stream_words
 from builder.meta import parameters_on_meta
@@ -197,11 +197,12 @@ def initialise(module: nn.Module, seed: int | None = None) -> nn.Module:
     given, module = module, uncompiled(module)
     proof, seed = _drawn_from(module, seed)
     refuse_without_batch(proof.decisions)
-    planned = [(entry, proof.decisions[entry.name]) for entry in proof.parameters if entry.name in proof.decisions]
-    check_shards(
-        (entry.name, entry.kind if decision.policy == RESET else None, module.get_parameter(entry.name))
-        for entry, decision in planned
-    )
+    by = {
+        name: told(module.get_submodule(decision.arguments["layer"]))
+        for name, decision in proof.decisions.items()
+        if decision.policy == RESET
+    }
+    check_shards((name, by.get(name), module.get_parameter(name)) for name in proof.decisions)
     with _cpu(), torch.random.fork_rng(devices=[]):
         materialise(module)
         retie(module, proof.ties)
@@ -257,7 +258,7 @@ def _part(
         by, hint = "lsuv, which looks at a batch", "take a copy of it after the build"
         if policy == RESET:
             layer = proof.meta.get_submodule(proof.decisions[entry.name].arguments["layer"])
-            by, hint = f"{type(layer).__name__}'s own {method_of(layer)}", f"{hint}, or give it an init rule"
+            by, hint = told(layer), f"{hint}, or give it an init rule"
         raise BuilderError("init", [Problem(name, f"gets its initial values from {by}", hint)])
     fill, stream = planned_fill(entry, proof.decisions, entries, proof.meta, seed)
     dtype = proof.meta.get_parameter(entry.name).dtype

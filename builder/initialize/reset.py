@@ -40,13 +40,17 @@ def resetting(module: nn.Module, owner: str) -> str:
     return next((path for path in paths if method_of(module.get_submodule(path))), "")
 
 
+def told(layer: nn.Module) -> str:
+    """The method of a layer in words."""
+    return f"{type(layer).__name__}'s own {method_of(layer)}"
+
+
 def check_reset(layer: nn.Module, name: str) -> list[Problem]:
     """Refuses a class's own method that cannot be called without arguments; `name` is of a parameter."""
-    method = method_of(layer)
     try:
-        inspect.signature(getattr(layer, method)).bind()
+        inspect.signature(getattr(layer, method_of(layer))).bind()
     except TypeError as err:
-        what = f"{type(layer).__name__}'s own {method} cannot be called without arguments: {err}"
+        what = f"{told(layer)} cannot be called without arguments: {err}"
         return [Problem(name, what, "give it an init rule, or the method's arguments defaults")]
     return []
 
@@ -102,21 +106,19 @@ def _reset(module: nn.Module, path: str, own: Sequence[Entry], seed: int) -> Non
         finite = (again.float() if again.itemsize == 1 else again).isfinite()  # torch 2.13 has none of float8
         left = int((once != again if _is_whole(again) else ~finite).sum())
         if left:
-            by = f"{type(outer).__name__}'s own {method_of(outer)}"
-            what = f"{by} left {left} of {again.numel()} values unwritten, or not finite"
+            what = f"{told(outer)} left {left} of {again.numel()} values unwritten, or not finite"
             problems.append(Problem(entry.name, what, "give it an init rule, or write every value there"))
     raise_all("init", problems)
 
 
 def _call(layer: nn.Module, name: str, entry: Entry, seed: int) -> None:
-    method = method_of(layer)
     torch.set_rng_state(generator_state(stream_words(seed, name)))
     try:
         with torch.no_grad():
-            getattr(layer, method)()
+            getattr(layer, method_of(layer))()
     except Exception as err:
         first = str(err).splitlines()[0] if str(err) else "no message"
-        what = f"{type(layer).__name__}'s own {method} raised {type(err).__name__}: {first}"
+        what = f"{told(layer)} raised {type(err).__name__}: {first}"
         hint = "mend the method, or give all of the layer's parameters init rules"
         raise BuilderError("init", [Problem(entry.instance.address, what, hint)]) from err
 

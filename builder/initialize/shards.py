@@ -75,18 +75,18 @@ def check_shards(parameters: Iterable[tuple[str, str | None, nn.Parameter]]) -> 
     """Refuses sharded parameters whose part cannot be filled.
 
     Args:
-        parameters: Name, parameter, and the class of the layer where only its own `reset_parameters` can fill it.
+        parameters: Name, what alone can fill it where it is a layer's own method, and the parameter.
 
     Raises:
-        BuilderError: One of them is sharded and of such a class, or is neither a plain shard nor a replica.
+        BuilderError: One of them is sharded and filled by such a method, or is neither a plain shard nor a replica.
     """
     problems = []
-    for name, kind, parameter in parameters:
+    for name, by, parameter in parameters:
         if not is_shard(parameter):
             continue
         placements = parameter.placements  # type: ignore[attr-defined]
-        if kind is not None:
-            what = f"is sharded, and only {kind}'s own reset_parameters knows its default"
+        if by is not None:
+            what = f"is sharded, and only {by} knows its default"
             problems.append(Problem(name, what, "give it an init rule"))
         elif not all(type(placement).__name__ in ("Replicate", "Shard") for placement in placements):
             what = f"is placed as {', '.join(map(str, placements))}"
