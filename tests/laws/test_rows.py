@@ -210,7 +210,13 @@ class Partial:
 
 def test_shard_that_cannot_be_filled_is_refused_with_all_others():
     with pytest.raises(builder.BuilderError) as caught:
-        check_shards([("a", None, Placed(Partial())), ("b", "Gate", Placed()), ("c", "Gate", torch.zeros(1))])
+        check_shards(
+            [
+                ("a", None, Placed(Partial())),
+                ("b", "Gate's own reset_parameters", Placed()),
+                ("c", "Gate", torch.zeros(1)),
+            ]
+        )
     problems = {problem.address: problem for problem in caught.value.problems}
     assert problems.keys() == {"a", "b"}
     assert (problems["a"].what, "fill before you wrap" in problems["a"].hint) == ("is placed as Partial(sum)", True)
