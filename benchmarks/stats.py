@@ -1,7 +1,7 @@
 """What watching costs: statistics over plain passes, over the obvious ways, and over a training run without them.
 
-Each pair does both things in turn (A B B A), so that whatever else the machine does falls on both. A
-pair is two neighbouring turns, its ratio that of their times, and the figure the median over all pairs.
+Each pair does both things in turn (A B B A), so that whatever else the machine does falls on both. A pair is two
+neighbouring turns, its ratio that of their times, and the figure the median over all pairs.
 
 - `sum`: the base set of weights (mean, std, rms, min, max, l2, zeros, non-finite; on the host at the end) of GPT-2's
   124 M values, over one `sum` of each of the same tensors.
@@ -213,7 +213,7 @@ def training(pairs: int) -> Figure:
 CASES: dict[str, Callable[[int], Figure]] = {
     "sum": over_sum,
     "loop": lambda pairs: over_loop(max(3, pairs // 4)),
-    "add_histogram": lambda pairs: over_add_histogram(max(2, pairs // 12)),
+    "add_histogram": lambda pairs: over_add_histogram(max(3, pairs // 4)),
     "wandb": lambda pairs: over_wandb(max(4, pairs // 4)),
     "training": training,
 }
