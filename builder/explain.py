@@ -131,7 +131,7 @@ def _policy(proof: Proof, entry: Entry) -> tuple[str, Mapping[str, Any]]:
 
 
 def _default(proof: Proof, entry: Entry) -> tuple[str, Mapping[str, Any]]:
-    found = default_policy(proof.meta.get_submodule(entry.owner), entry.local, entry.shape)
+    found = default_policy(proof.meta, entry)
     assert found is not None, f"{entry.name} has a default that is not known"
     return found
 

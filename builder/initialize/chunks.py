@@ -8,7 +8,7 @@ the chunks that cover it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,10 @@ class Piece:
     start: int = 0
 
 
+Target = tuple[torch.Tensor, Fill, str, tuple[int, ...]]
+"""A parameter, what draws it, the name of its stream, and the shape of the whole."""
+
+
 def fill_range(
     out: torch.Tensor, fill: Fill, seed: int, stream: str, shape: Sequence[int], start: int = 0
 ) -> torch.Tensor:
@@ -58,6 +62,24 @@ def fill_range(
     """
     fill_pieces([Piece(out, fill, stream, tuple(shape), start)], seed)
     return out
+
+
+def fill_tensors(targets: Iterable[Target], seed: int) -> None:
+    """Writes whole parameters in their place; what is not contiguous, by way of a copy.
+
+    Args:
+        targets: What is filled.
+        seed: The init seed.
+    """
+    pieces, copies = [], []
+    for tensor, fill, stream, shape in targets:
+        out = tensor if tensor.is_contiguous() else torch.empty(shape, dtype=tensor.dtype)
+        pieces.append(Piece(out, fill, stream, shape))
+        if out is not tensor:
+            copies.append((tensor, out))
+    fill_pieces(pieces, seed)
+    for tensor, out in copies:
+        tensor.copy_(out)
 
 
 def fill_pieces(pieces: Sequence[Piece], seed: int) -> None:

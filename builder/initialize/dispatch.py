@@ -40,7 +40,7 @@ def fill_for(
     arguments, shape = decision.arguments, entry.shape
     match decision.policy:
         case "default":
-            fill = default_fill(module.get_submodule(entry.owner), entry.local, shape)
+            fill = default_fill(module, entry)
             assert fill is not None, f"{entry.name} has a default that is not known"
             return fill, entry.name
         case "expression":
@@ -50,7 +50,7 @@ def fill_for(
         case "pretrained":
             return _pretrained(entry, plan, parameters, module, seed), entry.name
         case "mup":
-            return mup_fill(arguments, module.get_submodule(entry.owner), entry), entry.name
+            return mup_fill(arguments, module, entry), entry.name
         case "lsuv":
             return fill_of("orthogonal", {}, shape), entry.name
         case policy if is_function(policy):

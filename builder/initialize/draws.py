@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from torch import nn
 
 from builder.initialize.streams import Draw, numpy_generator
 from builder.policies import POLICIES
+
+if TYPE_CHECKING:
+    from builder.module import Entry
 
 LARGE = 2**19  # values of a parameter from which on uniform ones are drawn by numpy, in two thirds of torch's time
 HUGE = 2**24  # values of a parameter from which on a compiled loop draws normal ones, in half of torch's time
@@ -296,19 +299,27 @@ def _sparse(sparsity: float, std: float) -> Fill:
 # ---- the layer classes' own defaults -------------------------------------------------------------------------------
 
 
-def default_fill(owner: nn.Module, local: str, shape: Sequence[int]) -> Fill | None:
+def default_fill(module: nn.Module, entry: Entry) -> Fill | None:
     """What a layer class of `torch.nn` itself does to one of its parameters; None where that is not known here."""
-    found = default_policy(owner, local, shape)
-    return None if found is None else fill_of(*found, shape)
+    found = default_policy(module, entry)
+    return None if found is None else fill_of(*found, entry.shape)
 
 
-def default_policy(owner: nn.Module, local: str, shape: Sequence[int]) -> tuple[str, dict[str, Any]] | None:
+def default_policy(module: nn.Module, entry: Entry) -> tuple[str, dict[str, Any]] | None:
     """The policy, and its arguments, by which a layer class fills one of its parameters; None where it is not known.
 
     It is known of a class of torch, and of one derived from it that fills itself in torch's way, as far as the
     parameter is torch's own.
+
+    Args:
+        module: The model, which may be on meta.
+        entry: The parameter.
     """
-    if is_overridden(owner, "reset_parameters") or is_overridden(owner, "_reset_parameters"):
+    owner, local = module.get_submodule(entry.owner), entry.local
+    around = [module.get_submodule(path) for path in paths_to(entry.owner)]
+    if entry.ndim > 1 and any(isinstance(m, nn.Transformer) and not _fills_otherwise(m) for m in around):
+        return "xavier_uniform", {}  # of all matrices in it
+    if _fills_otherwise(owner):
         return None
     match owner:
         case nn.modules.linear.NonDynamicallyQuantizableLinear() if local == "bias":
@@ -337,7 +348,21 @@ _RECURRENT = ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")
 _PROJECTIONS = frozenset({"in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"})
 
 
-def is_overridden(owner: nn.Module, method: str) -> bool:
-    """Whether a layer's method is not that of the class of torch from which the layer's class is derived."""
-    torchs = next(cls for cls in type(owner).__mro__ if cls.__module__.startswith("torch.nn.modules."))
-    return getattr(type(owner), method, None) is not getattr(torchs, method, None)
+RESETS = ("reset_parameters", "_reset_parameters")
+
+
+def torchs(layer: nn.Module) -> type[nn.Module]:
+    """The class of torch that a layer is of, or that its class is derived from."""
+    return next(cls for cls in type(layer).__mro__ if cls.__module__.startswith("torch.nn.modules."))
+
+
+def _fills_otherwise(layer: nn.Module) -> bool:
+    """Whether a layer's class has another method in the place of the one by which torch's class fills itself."""
+    own, theirs = type(layer), torchs(layer)
+    return any(hasattr(theirs, name) and getattr(own, name) is not getattr(theirs, name) for name in RESETS)
+
+
+def paths_to(path: str) -> list[str]:
+    """Of a layer and those around it, the outermost first; the model itself has none."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]

@@ -17,14 +17,14 @@ from torch import nn
 
 from builder.buffers import restore_buffers
 from builder.errors import BuilderError, Problem, did_you_mean
-from builder.initialize.chunks import Piece, fill_pieces
+from builder.initialize.chunks import Piece, Target, fill_pieces, fill_tensors
 from builder.initialize.copy import copies_to
 from builder.initialize.dispatch import fill_for, is_drawn_by_source, keeping_padding
 from builder.initialize.draws import Fill
 from builder.initialize.lsuv import refuse_without_batch
 from builder.initialize.plan import Decision
 from builder.initialize.pretrained_values import fill as pretrained_fill
-from builder.initialize.reset import RESET, reset_layers, told
+from builder.initialize.reset import RESET, check_resets, reset_layers, told
 from builder.initialize.shards import check_shards, fill_shards, is_shard, mesh_device
 from builder.initialize.streams import generator_state, stream_words
 from builder.meta import parameters_on_meta
@@ -47,6 +47,7 @@ def initialised(
         else:
             torch.set_rng_state(generator_state(stream_words(seed, "")))
             module = construct(parameters_on_meta)
+            check_resets(module, plan)
             materialise(module)
             fill_module(module, plan, parameters, seed)
     return module
@@ -82,7 +83,8 @@ def fill_module(module: nn.Module, plan: Mapping[str, Decision], parameters: Seq
     """Fills every parameter of a module that has memory, each from its own stream; of a sharded one, the local part."""
     by_name = {entry.name: entry for entry in parameters}
     reset_layers(module, plan, parameters, seed)
-    pieces, shards, copies = [], [], []
+    wholes: list[Target] = []
+    shards: list[Target] = []
     for entry in parameters:
         if entry.name not in plan:
             continue
@@ -91,16 +93,8 @@ def fill_module(module: nn.Module, plan: Mapping[str, Decision], parameters: Seq
             continue
         fill, stream = planned_fill(entry, plan, by_name, module, seed)
         parameter = module.get_parameter(entry.name).detach()
-        if is_shard(parameter):
-            shards.append((parameter, fill, stream, entry.shape))
-        elif parameter.is_contiguous():
-            pieces.append(Piece(parameter, fill, stream, entry.shape))
-        else:
-            copies.append((parameter, torch.empty(entry.shape, dtype=parameter.dtype)))
-            pieces.append(Piece(copies[-1][1], fill, stream, entry.shape))
-    fill_pieces(pieces, seed)
-    for parameter, values in copies:
-        parameter.copy_(values)
+        (shards if is_shard(parameter) else wholes).append((parameter, fill, stream, entry.shape))
+    fill_tensors(wholes, seed)
     fill_shards(shards, seed)
 
 
@@ -206,8 +200,8 @@ def initialise(module: nn.Module, seed: int | None = None) -> nn.Module:
     with _cpu(), torch.random.fork_rng(devices=[]):
         materialise(module)
         retie(module, proof.ties)
+        restore_buffers(module)
         fill_module(module, proof.decisions, proof.parameters, seed)
-    restore_buffers(module)
     fill_buffers(module, proof.buffer_values)
     return given
 

@@ -144,10 +144,10 @@ def mup_decisions(
     return plan
 
 
-def mup_fill(arguments: Mapping[str, Any], owner: nn.Module, entry: Entry) -> Fill:
+def mup_fill(arguments: Mapping[str, Any], module: nn.Module, entry: Entry) -> Fill:
     """The fill of a parameter that `mup` decided, from the arguments of its decision."""
     if arguments["fill"] == "default":
-        fill = default_fill(owner, entry.local, entry.shape)
+        fill = default_fill(module, entry)
         assert fill is not None, f"{entry.kind} is listed as one with a constant default"
         return fill
     return fill_of("normal", {"std": arguments["std"]}, entry.shape) if arguments["std"] else _ZEROS
@@ -180,7 +180,7 @@ def _scaled(
         what = f"{entry.name!r} has no counterpart at the base, or one of other dimensions"
         return Problem(f"{address}.base", what, "name widths alone: a base has the same layers")
     owner = module.get_submodule(entry.owner)
-    own = default_policy(owner, entry.local, entry.shape)
+    own = default_policy(module, entry)
     is_constant = own is not None and own[0] in ("zeros", "ones", "constant")
     if entry.ndim < 2 or is_constant:
         return _vector(entry, before, address, is_constant=is_constant, is_known=own is not None)

@@ -24,7 +24,7 @@ from builder.initialize.function import check_function
 from builder.initialize.lsuv import check_one_a_layer
 from builder.initialize.mup import mup_decisions
 from builder.initialize.pretrained import PretrainedReport, may_keep, resolve
-from builder.initialize.reset import RESET, check_reset, resetting
+from builder.initialize.reset import RESET, resetting
 from builder.module import Entry
 from builder.names import Selector
 from builder.policies import POLICIES, check_policy, is_function
@@ -350,12 +350,11 @@ def _default(
                 "policy `empty` asks for raw memory",
             )
         ]
-    owner = module.get_submodule(entry.owner)
     if path := resetting(module, entry.owner):
         layer = module.get_submodule(path)
         label = f"{rule or 'default'} ({type(layer).__name__})"
-        return Decision(label, RESET, {"layer": path}, overrides), check_reset(layer, entry.name)
-    if default_fill(owner, entry.local, entry.shape) is not None:
+        return Decision(label, RESET, {"layer": path}, overrides), []
+    if default_fill(module, entry) is not None:
         return Decision(f"{rule or 'default'} ({entry.kind})", "default", {}, overrides), []
     return None, [
         Problem(entry.name, f"{entry.kind} has no default init that is known here", "give an init rule that matches it")

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from builder.errors import BuilderError, Problem, raise_all
-from builder.initialize.chunks import Piece, fill_pieces
-from builder.initialize.draws import default_fill, is_overridden
+from builder.initialize.chunks import fill_tensors
+from builder.initialize.draws import RESETS, default_fill, paths_to, torchs
 from builder.initialize.streams import generator_state, stream_words
 from builder.module import Entry
 
@@ -27,17 +27,16 @@ RESET = "reset_parameters"  # the policy of what only a class's own method knows
 
 def method_of(layer: nn.Module) -> str:
     """The name of the method by which a layer fills itself in a way of its own; nothing where it has none."""
-    for name in ("reset_parameters", "_reset_parameters"):
-        if is_overridden(layer, name):
+    for name in RESETS:
+        own = getattr(type(layer), name, None)
+        if callable(own) and own is not getattr(torchs(layer), name, None):
             return name
-    return "_reset_parameters" if isinstance(layer, nn.Transformer) else ""
+    return ""
 
 
 def resetting(module: nn.Module, owner: str) -> str:
     """Path of the outermost layer that fills itself, of a parameter's owner and those around it; nothing where none."""
-    parts = owner.split(".")
-    paths = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
-    return next((path for path in paths if method_of(module.get_submodule(path))), "")
+    return next((path for path in paths_to(owner) if method_of(module.get_submodule(path))), "")
 
 
 def told(layer: nn.Module) -> str:
@@ -45,14 +44,25 @@ def told(layer: nn.Module) -> str:
     return f"{type(layer).__name__}'s own {method_of(layer)}"
 
 
-def check_reset(layer: nn.Module, name: str) -> list[Problem]:
-    """Refuses a class's own method that cannot be called without arguments; `name` is of a parameter."""
+def check_resets(module: nn.Module, plan: Mapping[str, Decision]) -> None:
+    """Refuses methods that cannot be called without arguments, before there is memory for what they would fill.
+
+    Raises:
+        BuilderError: Of all of them at once.
+    """
+    hint = "give it an init rule, or the method's arguments defaults; rng: torch keeps what the constructor draws"
+    layers = {name: plan[name].arguments["layer"] for name in plan if plan[name].policy == RESET}
+    faults = {path: _call_fault(module.get_submodule(path)) for path in layers.values()}
+    raise_all("init", [Problem(name, faults[path], hint) for name, path in layers.items() if faults[path]])
+
+
+def _call_fault(layer: nn.Module) -> str:
+    """Why a layer's method cannot be called without arguments; nothing where it can."""
     try:
         inspect.signature(getattr(layer, method_of(layer))).bind()
     except TypeError as err:
-        what = f"{told(layer)} cannot be called without arguments: {err}"
-        return [Problem(name, what, "give it an init rule, or the method's arguments defaults")]
-    return []
+        return f"{told(layer)} cannot be called without arguments: {err}"
+    return ""
 
 
 def reset_layers(module: nn.Module, plan: Mapping[str, Decision], parameters: Sequence[Entry], seed: int) -> None:
@@ -88,12 +98,12 @@ def _reset(module: nn.Module, path: str, own: Sequence[Entry], seed: int) -> Non
     def run(blank: int) -> list[torch.Tensor]:
         for parameter in outer.parameters():
             parameter.detach().fill_(blank if _is_whole(parameter) else float("nan"))
-        fills = [default_fill(module.get_submodule(entry.owner), entry.local, entry.shape) for entry in own]
-        values = [module.get_parameter(entry.name).detach() for entry in own]
-        known = [each for each in zip(own, values, fills, strict=True) if each[2] is not None]
-        fill_pieces([Piece(out, fill, entry.name, entry.shape) for entry, out, fill in known if fill], seed)
+        known = ((entry, default_fill(module, entry)) for entry in own)
+        parameters = {entry.name: module.get_parameter(entry.name).detach() for entry in own}
+        fill_tensors([(parameters[entry.name], fill, entry.name, entry.shape) for entry, fill in known if fill], seed)
         for name, layer in reversed([*outer.named_modules(prefix=path)]):
-            if method_of(layer) and any(entry.name.startswith(f"{name}.") for entry in own):
+            is_asked = method_of(layer) and any(entry.name.startswith(f"{name}.") for entry in own)
+            if is_asked and not _call_fault(layer):  # an inner one may be called with arguments by an outer one
                 _call(layer, name, own[0], seed)
         return [module.get_parameter(entry.name).detach() for entry in own]
 
@@ -103,10 +113,9 @@ def _reset(module: nn.Module, path: str, own: Sequence[Entry], seed: int) -> Non
         written = run(1)
     problems = []
     for entry, once, again in zip(own, first, written, strict=True):
-        finite = (again.float() if again.itemsize == 1 else again).isfinite()  # torch 2.13 has none of float8
-        left = int((once != again if _is_whole(again) else ~finite).sum())
+        left = int((once != again if _is_whole(again) else again.isnan()).sum())
         if left:
-            what = f"{told(outer)} left {left} of {again.numel()} values unwritten, or not finite"
+            what = f"{told(outer)} left {left} of {again.numel()} values unwritten, or NaN"
             problems.append(Problem(entry.name, what, "give it an init rule, or write every value there"))
     raise_all("init", problems)
 

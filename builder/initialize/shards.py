@@ -14,13 +14,11 @@ import torch
 from torch import nn
 
 from builder.errors import Problem, raise_all
-from builder.initialize.chunks import Piece, fill_pieces, fill_range
+from builder.initialize.chunks import Piece, Target, fill_pieces, fill_range
 from builder.initialize.draws import Fill
 from builder.initialize.streams import CHUNK
 
 BLOCK = 16 * CHUNK  # values that are drawn at a time where a shard cuts through rows
-
-Shard = tuple[Any, Fill, str, tuple[int, ...]]  # DTensor, what fills it, its stream, the shape of the whole
 
 
 def is_shard(tensor: torch.Tensor) -> bool:
@@ -33,12 +31,12 @@ def mesh_device(parameter: Any) -> str:
     return str(parameter.device_mesh.device_type)
 
 
-def fill_shards(shards: Iterable[Shard], seed: int) -> None:
+def fill_shards(shards: Iterable[Target], seed: int) -> None:
     """Writes this process's part of each sharded parameter, of which `check_shards` found nothing wrong."""
     rows: list[Piece] = []
     for parameter, fill, stream, shape in shards:
         offsets = _offsets(parameter, shape)
-        local = parameter.to_local()
+        local = parameter.to_local()  # type: ignore[attr-defined]
         if not local.numel():
             continue
         if local.shape[1:] == shape[1:] and local.is_contiguous():

@@ -87,6 +87,35 @@ class Container(torch.nn.Module):
         torch.nn.init.constant_(self.fc.bias, 0.25)
 
 
+class Mixed(torch.nn.Module):
+    """Two layers in it that lie otherwise in memory, or need arguments, and a buffer that its method draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.empty(3))
+        self.conv = torch.nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
+        self.asking = Asking()
+        self.register_buffer("drawn", torch.zeros(3))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        torch.nn.init.constant_(self.scale, float("-inf"))
+        self.asking.reset_parameters(0.1)
+        torch.nn.init.normal_(self.drawn)
+
+
+class Extended(torch.nn.Linear):
+    """A layer of torch that has torch's default, and a parameter more by a method that torch's has not."""
+
+    def __init__(self, in_features, out_features):
+        super().__init__(in_features, out_features)
+        self.extra = torch.nn.Parameter(torch.empty(3))
+        self._reset_parameters()
+
+    def _reset_parameters(self):
+        torch.nn.init.ones_(self.extra)
+
+
 class Follower(Affine):
     """Values that follow others of the same layer."""
 

@@ -263,19 +263,17 @@ def test_attention_of_ones_own_is_filled_by_its_own_method(refusal):
     assert not built.l.in_proj_weight.any() and built.l.out_proj.weight.any() and not built.l.out_proj.bias.any()
 
 
-def test_transformer_is_drawn_as_it_draws_itself():
-    sizes = {
-        "d_model": 8,
-        "nhead": 2,
-        "num_encoder_layers": 1,
-        "num_decoder_layers": 1,
-        "dim_feedforward": 512,
-        "batch_first": True,
-    }
-    built = builder.build(model({"l": {"kind": "Transformer", **sizes}})).l
-    largest = built.encoder.layers[0].linear1.weight.abs().max()
+def test_matrices_of_a_transformer_are_drawn_as_it_draws_them_each_from_its_own_name():
+    sizes = {"d_model": 8, "nhead": 2, "num_decoder_layers": 1, "dim_feedforward": 512, "batch_first": True}
+    one, two = (
+        builder.build(model({"l": {"kind": "Transformer", "num_encoder_layers": layers, **sizes}})) for layers in (1, 2)
+    )
+    largest = one.l.encoder.layers[0].linear1.weight.abs().max()
     assert 0.95 < largest / math.sqrt(6 / (8 + 512)) <= 1, "xavier_uniform; a Linear by itself reaches 8**-0.5"
-    assert not built.encoder.layers[0].self_attn.in_proj_bias.any()
+    assert not one.l.encoder.layers[0].self_attn.in_proj_bias.any()
+    assert_same_bits(one.state_dict(), {name: two.state_dict()[name] for name in one.state_dict()})
+    name = "l.encoder.layers.0.linear1.weight"
+    assert torch.equal(initial_values(one, name), one.get_parameter(name))
 
 
 @pytest.mark.parametrize("ruled", [[], ["l.shift"], ["l.codes"]], ids=["", "numbers have a rule", "whole ones have"])
@@ -296,7 +294,7 @@ def test_layer_whose_own_method_reads_what_it_has_written_is_built_and_what_a_ru
     data = model({"l": {"kind": "gate.Reader"}}, init={"r": {"match": "l.scale", "policy": "ones"}})
     problem = refusal(builder.build, data, allow=["gate"])
     assert problem.address == "l.shift"
-    assert "left 3 of 3 values unwritten, or not finite" in problem.what
+    assert "left 3 of 3 values unwritten, or NaN" in problem.what
 
 
 def test_layer_whose_own_method_leaves_values_unwritten_has_those_of_its_constructor_in_torchs_order():
@@ -328,13 +326,33 @@ def test_layer_whose_own_method_fails_is_refused_with_the_reason(refusal):
     assert builder.build({**data, "init": {"r": {"policy": "ones"}}}, allow=["gate"]).l.scale.tolist() == [1, 1, 1]
 
 
-def test_layer_whose_own_method_needs_arguments_is_refused_on_meta(refusal):
+def test_layer_whose_own_method_needs_arguments_is_refused_before_memory_but_in_torchs_order(refusal, monkeypatch):
     data = model({"l": {"kind": "gate.Asking"}})
-    problem = refusal(builder.prove, data, allow=["gate"])
+    assert builder.build(data, allow=["gate"], rng="torch").l.scale.isfinite().all()
+    monkeypatch.setattr("builder.initialize.fill.materialise", lambda module: pytest.fail("memory"))
+    problem = refusal(builder.build, data, allow=["gate"])
     assert problem.address == "l.scale"
     assert "reset_parameters cannot be called without arguments: missing a required argument: 'std'" in problem.what
-    assert "give it an init rule" in problem.hint
+    assert "give it an init rule" in problem.hint and "rng: torch" in problem.hint
+    monkeypatch.undo()
     assert builder.build({**data, "init": {"r": {"policy": "ones"}}}, allow=["gate"]).l.scale.tolist() == [1, 1, 1]
+
+
+def test_layer_that_fills_itself_may_hold_any_layer_and_any_value_but_nan():
+    built = builder.build(model({"l": {"kind": "gate.Mixed"}}), allow=["gate"])
+    first = {name: tensor.clone() for name, tensor in built.state_dict().items()}
+    assert first["l.scale"].tolist() == [-math.inf] * 3 and not first["l.asking.scale"].isnan().any()
+    assert built.l.conv.weight.stride() != (36, 9, 3, 1) and 0 < built.l.conv.weight.abs().max() <= 1 / 6
+    assert_same_bits(initialise(built).state_dict(), first)
+
+
+def test_class_derived_from_one_of_torch_has_torchs_default_beside_what_a_method_of_its_own_fills():
+    fc = builder.build(model({"l": {"kind": "Linear", "in_features": 2, "out_features": 3}})).l
+    built = builder.build(
+        model({"l": {"kind": "gate.Extended", "in_features": 2, "out_features": 3}}), allow=["gate"]
+    ).l
+    assert torch.equal(built.weight, fc.weight) and torch.equal(built.bias, fc.bias)
+    assert built.extra.tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("rng", ["keyed", "torch"])

@@ -211,7 +211,7 @@ def test_optimizers_have_the_learning_rates_of_their_family(optimizer, expected)
 def test_vectors_begin_as_their_class_or_zero(name, expected):
     proof = prove(WIDE)
     entry = next(entry for entry in proof.parameters if entry.name == name)
-    fill = mup_fill(planned(WIDE, {"d": 64}).scaled[name].arguments, proof.meta.get_submodule(entry.owner), entry)
+    fill = mup_fill(planned(WIDE, {"d": 64}).scaled[name].arguments, proof.meta, entry)
     tensor = torch.empty(256)
     fill.draw(tensor, None, 0)
     assert torch.equal(tensor, expected)
