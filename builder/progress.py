@@ -75,7 +75,7 @@ class SaveOnException(pl.Callback):
         if not (trainer.training and trainer.global_step and trainer.is_global_zero):
             return
         stopped = f"stopped at step {trainer.global_step}"
-        if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+        if trainer.world_size > 1 and type(trainer.strategy) is not DDPStrategy:  # DeepSpeed's is derived from it
             print(f"{stopped}; its parts are in several processes: not saved", file=sys.stderr)
         elif nonfinite_learned(pl_module):
             print(f"{stopped}; {_LOST}: not saved", file=sys.stderr)
