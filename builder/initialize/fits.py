@@ -20,6 +20,12 @@ from builder.module import Entry, are_axes, dtype_name, numbers_in
 from builder.policies import is_own, policy_of
 
 REACH = 8  # standard deviations: a normal value lies farther out once in 10^15 draws
+_FRACTIONS = frozenset(
+    {
+        "normal", "uniform", "trunc_normal", "xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform",
+        "orthogonal", "sparse", "lsuv", "mup",
+    }
+)  # fmt: skip
 _REAL = frozenset({"orthogonal", "trunc_normal", "lsuv"})  # of no meaning for complex numbers, or not in torch
 
 
@@ -47,6 +53,9 @@ def check_fit(
     if dtype.is_complex and policy in _REAL:
         what = f"{policy} cannot fill {entry.name!r}, which is {dtype_name(dtype)}"
         return [Problem(address, what, "use normal, uniform, xavier or kaiming")]
+    if _is_whole(dtype) and policy in _FRACTIONS:
+        what = f"{policy} draws fractions, and {entry.name!r} is {dtype_name(dtype)}"
+        return [Problem(address, what, "give its values, a constant or an expression, or except it")]
     if policy == "lsuv" and entry.kind == "Parameter":
         what = f"lsuv scales a layer's output, and raw Parameter {entry.name!r} is no layer"
         return [Problem(address, what, "use another policy, or a Linear")]
@@ -120,7 +129,7 @@ def _constant(entry: Entry, dtype: torch.dtype, arguments: Mapping[str, Any], ad
     value = constant_value(arguments, dtype)
     if value is not None and not math.isfinite(value):
         what = f"{arguments['value']} is {value} in {entry.name!r} of {dtype_name(dtype)}"
-        yield Problem(f"{address}.value", what, f"give a finite number, of at most {torch.finfo(dtype).max:.4g}")
+        yield Problem(f"{address}.value", what, f"give a finite number, of at most {_bounds(dtype)[1]:.4g}")
 
 
 def _values(entry: Entry, dtype: torch.dtype, values: Any, address: str) -> list[Problem]:
@@ -132,13 +141,31 @@ def _values(entry: Entry, dtype: torch.dtype, values: Any, address: str) -> list
     if shape != declared:
         what = f"values of shape {shape} for {entry.name!r} of shape {declared}"
         return [Problem(f"{address}.values", what, "give nested lists of that shape")]
-    most = torch.finfo(dtype).max
-    wrong = next((value for value in numbers_in(values) if not -most <= value <= most), None)
+    _, most = _bounds(dtype)
+    wrong = next((value for value in numbers_in(values) if not _holds(dtype, value)), None)
     if wrong is None:
         return []
     shown = f"{wrong:.6g}" if isinstance(wrong, float) or abs(wrong) < 10**300 else "a number of 300 digits or more"
     what = f"{shown} is no value that {entry.name!r} of {dtype_name(dtype)} can hold"
-    return [Problem(f"{address}.values", what, f"give finite numbers, of at most {most:.4g}")]
+    numbers = "whole" if _is_whole(dtype) else "finite"
+    return [Problem(f"{address}.values", what, f"give {numbers} numbers, of at most {most:.4g}")]
+
+
+def _is_whole(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex)
+
+
+def _bounds(dtype: torch.dtype) -> tuple[float, float]:
+    """The least and the greatest number of a dtype."""
+    if dtype == torch.bool:
+        return 0, 1
+    found = torch.iinfo(dtype) if _is_whole(dtype) else torch.finfo(dtype)
+    return found.min, found.max
+
+
+def _holds(dtype: torch.dtype, value: float) -> bool:
+    least, most = _bounds(dtype)
+    return least <= value <= most and not (_is_whole(dtype) and value % 1)
 
 
 def _shape_of(values: Any) -> tuple[int, ...] | None:
@@ -162,6 +189,10 @@ def _range(
     """Refuses a policy whose values would be infinite in the parameter's dtype."""
     if is_own(policy) and policy != "mup":
         return []
+    if _is_whole(dtype):
+        value = arguments.get("val", 0)
+        what = f"{value:.6g} is no value that {entry.name!r} of {dtype_name(dtype)} can hold"
+        return [] if _holds(dtype, value) else [Problem(f"{address}.val", what, "give a whole number that it can")]
     try:
         if policy == "mup":
             reach = REACH * (arguments.get("std") or 0.0)  # none where the rule itself is refused
@@ -169,7 +200,7 @@ def _range(
             reach = _reach(*basic(policy, arguments, entry.shape, axes or axes_of(entry)))
     except OverflowError:
         reach = float("inf")
-    most = torch.finfo(dtype).max
+    _, most = _bounds(dtype)
     if reach <= most:
         return []
     what = f"{policy} would fill {entry.name!r} with values up to {reach:.4g}; {dtype_name(dtype)} ends at {most:.4g}"

@@ -111,3 +111,50 @@ def test_rule_that_another_overrides_may_read_axes_that_this_one_has_not():
     rules = {"all": {"policy": "expression", "value": "=i1"}, "b": {"match": "*.bias", "policy": "zeros"}}
     built = builder.build({"inputs": {"x": {}}, "layers": layers, "forward": "x", "init": rules})
     assert torch.equal(built.fc.weight, torch.tensor([[0.0, 1], [0, 1]]))
+
+
+class Codes(torch.nn.Module):
+    """Whole numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.codes = torch.nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
+
+    def forward(self, x):
+        return x
+
+
+def coded(**rule):
+    layers = {"l": {"kind": f"{__name__}.Codes"}}
+    return {"inputs": {"x": {}}, "layers": layers, "forward": "l(x)", "init": {"r": {"match": "*", **rule}}}
+
+
+@pytest.mark.parametrize(
+    ("rule", "address", "what"),
+    [
+        ({"policy": "normal"}, "init.r", "normal draws fractions, and 'l.codes' is int8"),
+        ({"policy": "constant", "val": 0.5}, "init.r.val", "0.5 is no value that 'l.codes' of int8 can hold"),
+        ({"policy": "constant", "val": 128}, "init.r.val", "128 is no value that 'l.codes' of int8 can hold"),
+        (
+            {"policy": "values", "values": [1, 2, 0.5]},
+            "init.r.values",
+            "0.5 is no value that 'l.codes' of int8 can hold",
+        ),
+    ],
+)
+def test_policy_that_does_not_fit_whole_numbers_is_refused(rule, address, what, refusal):
+    problem = refusal(builder.prove, coded(**rule), allow=[__name__])
+    assert (problem.address, problem.what) == (address, what)
+
+
+@pytest.mark.parametrize(
+    ("rule", "values"),
+    [
+        ({"policy": "zeros"}, [0, 0, 0]),
+        ({"policy": "constant", "val": -128}, [-128] * 3),
+        ({"policy": "values", "values": [1, 2, 127]}, [1, 2, 127]),
+        ({"policy": "expression", "value": "=i0"}, [0, 1, 2]),
+    ],
+)
+def test_whole_numbers_take_whole_values(rule, values):
+    assert builder.build(coded(**rule), allow=[__name__]).l.codes.tolist() == values
