@@ -14,6 +14,7 @@ from torch import nn
 
 from builder.meta import on_meta
 from builder.module import Carried, carried, compile_class
+from builder.names import paths_to
 
 
 def restore_buffers(module: nn.Module, names: Iterable[str] | None = None) -> None:
@@ -72,7 +73,7 @@ def declared_buffers(proof: Carried, names: Iterable[str] | None = None) -> dict
 def _of_layer(proof: Carried, second: nn.Module, name: str) -> torch.Tensor:
     """What a layer class itself puts into one of its buffers."""
     layers = {instance.path: instance for instance in proof.expansion.instances}
-    path = next(path for path in _prefixes(name) if path in layers)
+    path = next(path for path in reversed(paths_to(name)[:-1]) if path in layers)
     values = {key: _value(key, value) for key, value in layers[path].values.items()}
     with torch.device("cpu"):
         return type(second.get_submodule(path))(**values).get_buffer(name.removeprefix(f"{path}."))
@@ -80,11 +81,6 @@ def _of_layer(proof: Carried, second: nn.Module, name: str) -> torch.Tensor:
 
 def _value(key: str, value: object) -> object:
     return getattr(torch, str(value)) if key == "dtype" else value
-
-
-def _prefixes(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
 
 
 def _with_real_buffers(tree: ast.Module) -> ast.Module:

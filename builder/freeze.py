@@ -20,7 +20,7 @@ from builder.errors import Problem
 from builder.evaluate import evaluate
 from builder.language import LanguageError
 from builder.module import Entry
-from builder.names import Selector, matches
+from builder.names import Selector, matches, paths_to
 from builder.spec import FreezeRule
 
 Unit = Literal["epoch", "step"]
@@ -289,7 +289,7 @@ def held_modules(rule: FreezeRule, owned: Sequence[Entry], module: nn.Module) ->
     layers = {entry.owner for entry in owned if entry.kind != "Parameter"}
     paths = {path: type(sub).__name__ for path, sub in module.named_modules() if path}
     chosen = {path for path, kind in paths.items() if _covers(rule, path, kind) or _is_within(path, layers)}
-    left = {prefix for path in paths.keys() - chosen for prefix in _prefixes(path)}
+    left = {prefix for path in paths.keys() - chosen for prefix in paths_to(path)}
     return [path for path in paths if path in chosen and path not in left]
 
 
@@ -324,13 +324,8 @@ def _covers(rule: FreezeRule, path: str, kind: str) -> bool:
     )
 
 
-def _prefixes(path: str) -> list[str]:
-    parts = path.split(".")
-    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
-
-
 def _is_within(path: str, modules: Collection[str]) -> bool:
-    return any(prefix in modules for prefix in _prefixes(path))
+    return any(prefix in modules for prefix in paths_to(path))
 
 
 def _topmost(paths: Sequence[str], module: nn.Module) -> tuple[str, ...]:
@@ -338,7 +333,7 @@ def _topmost(paths: Sequence[str], module: nn.Module) -> tuple[str, ...]:
     return tuple(
         path
         for path, _ in module.named_modules()
-        if path in chosen and not any(prefix in chosen for prefix in _prefixes(path)[:-1])
+        if path in chosen and not any(prefix in chosen for prefix in paths_to(path)[:-1])
     )
 
 

@@ -27,7 +27,7 @@ from builder.freeze import check_matches
 from builder.initialize.mup import LIKE_ADAM, LIKE_SGD, family
 from builder.language import LanguageError, is_expression
 from builder.module import Entry
-from builder.names import Selector
+from builder.names import FIELDS, Selector
 from builder.optim import OPTIMIZERS, check_number, check_optimizer, make_optimizer
 from builder.spec import problems_of
 
@@ -115,7 +115,7 @@ def _read_rules(given: Any, optimizer: str, own: Mapping[str, Any]) -> tuple[dic
         return {}, [Problem("optimizer.groups", f"got a {type(given).__name__}", hint)]
     rules: dict[str, GroupRule] = {}
     problems: list[Problem] = []
-    known = {item.alias or name for name, item in Selector.model_fields.items()} | {*own, LR_SCALE}
+    known = {*FIELDS, *own, LR_SCALE}
     for name, data in given.items():
         address = f"optimizer.groups.{name}"
         try:

@@ -29,6 +29,7 @@ from builder.errors import BuilderError, Problem, did_you_mean
 from builder.expand import Expansion, Instance
 from builder.language import BUILTINS
 from builder.load import Loaded
+from builder.names import paths_to
 from builder.owners import owners
 from builder.source import ModelSource
 from builder.spec import BlockSpec, LayerSpec, ModelSpec
@@ -123,6 +124,11 @@ def numbers_in(value: Any) -> Iterator[float]:
             yield from numbers_in(item)
     elif isinstance(value, int | float):
         yield value
+
+
+def is_continuous(dtype: torch.dtype) -> bool:
+    """Whether a dtype is for fractions, real or complex; else for whole numbers."""
+    return dtype.is_floating_point or dtype.is_complex
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -408,7 +414,7 @@ def entries(module: nn.Module, expansion: Expansion) -> list[Entry]:
     transposed = [name for name, tie in owners(expansion.spec.tie)[0].items() if tie.transpose and name not in named]
     for name, parameter in [*named.items(), *((name, getattr(module, name)) for name in transposed)]:
         owner, _, local = name.rpartition(".")
-        instance = next(by_path[path] for path in _prefixes(name) if path in by_path)
+        instance = next(by_path[path] for path in reversed(paths_to(name)) if path in by_path)
         kind = "Parameter" if instance.layer.kind == "Parameter" else type(module.get_submodule(owner)).__name__
         found.append(Entry(name, kind, tuple(parameter.shape), parameter.requires_grad, owner, local, instance))
     order = {instance.path: i for i, instance in enumerate(expansion.instances)}
@@ -430,14 +436,8 @@ def buffer_entries(module: nn.Module, expansion: Expansion) -> list[Entry]:
     for name, buffer in module.named_buffers():
         owner, _, local = name.rpartition(".")
         declared = Instance(name, f"buffers.{name}", LayerSpec(kind="buffer"), {}, {})
-        instance = next((by_path[path] for path in _prefixes(name) if path in by_path), declared)
+        instance = next((by_path[path] for path in reversed(paths_to(name)) if path in by_path), declared)
         kind = "buffer" if instance is declared else type(module.get_submodule(owner)).__name__
         if name in saved:
             found.append(Entry(name, kind, tuple(buffer.shape), False, owner, local, instance))
     return found
-
-
-def _prefixes(name: str) -> Iterator[str]:
-    parts = name.split(".")
-    for count in range(len(parts), 0, -1):
-        yield ".".join(parts[:count])

@@ -15,6 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 Patterns = str | tuple[str, ...]
 
 
+def paths_to(name: str) -> list[str]:
+    """A dotted name and the paths that it lies in, the outermost first; none of the empty one.
+
+    >>> paths_to("h.0.fc")
+    ['h', 'h.0', 'h.0.fc']
+    """
+    parts = name.split(".") if name else []
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
 class Selectable(Protocol):
     """What a selector looks at."""
 
@@ -83,6 +93,9 @@ class Selector(BaseModel):
     @property
     def words(self) -> str:
         """The fields that are given, as a config has them."""
-        fields = {field.alias or name: getattr(self, name) for name, field in Selector.model_fields.items()}
         given = self.model_dump(by_alias=True, exclude_unset=True)
-        return ", ".join(f"{name}: {fields[name]!r}" for name in given if name in fields) or "match: '*'"
+        return ", ".join(f"{name}: {value!r}" for name, value in given.items() if name in FIELDS) or "match: '*'"
+
+
+FIELDS = tuple(field.alias or name for name, field in Selector.model_fields.items())
+"""The keys of a selector, as a config has them."""

@@ -1,7 +1,7 @@
 """Progress of a run: a bar in a terminal, and elsewhere (a log file, a batch job) a line now and then.
 
 A run that is interrupted, by Ctrl-C or an error, leaves a checkpoint to go on from. No state is saved whose trainable
-weights are not finite: it would stand where the last good one does.
+weights or running statistics are not finite: it would stand where the last good one does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def progress() -> pl.Callback:
 
 
 def is_sound(trainer: pl.Trainer) -> bool:
-    """Whether all trainable weights are finite in all processes, which have to ask together."""
+    """Whether weights and running statistics are finite in all processes, which have to ask together."""
     return trainer.strategy.reduce_boolean_decision(not nonfinite_learned(trainer.lightning_module))
 
 

@@ -156,7 +156,7 @@ def make_trainer(config: DictConfig, directory: Path) -> pl.Trainer:
     """The Lightning trainer of a config, with its callbacks and loggers.
 
     Raises:
-        BuilderError: An unknown key of `trainer`, hardware that is not there, or a callback that a run has already.
+        BuilderError: Hardware that is not there, or a callback that a run has already.
     """
     settings = _plain(config.trainer, "trainer")
     loggers = [instantiated(node, f"logger.{name}", Logger) for name, node in config.logger.items() if node]

@@ -21,7 +21,7 @@ from builder.expand import Expansion
 from builder.language import LanguageError, is_expression
 from builder.load import Loaded
 from builder.meta import on_meta
-from builder.module import origin_of, problem_of, too_large
+from builder.module import is_continuous, origin_of, problem_of, too_large
 from builder.repeats import equal_blocks_once
 from builder.source import ModelSource
 from builder.spec import InputSpec
@@ -137,7 +137,7 @@ def made_batch(loaded: Loaded, expansion: Expansion, names: Sequence[int] = PRIM
 def _values(
     loaded: Loaded, expansion: Expansion, name: str, like: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    if like.is_floating_point() or like.is_complex():
+    if is_continuous(like.dtype):
         return torch.randn(like.shape, generator=generator, dtype=like.dtype)
     low, high = (expansion_value(bound, expansion) for bound in loaded.spec.inputs[name].range or (0, 2))
     return torch.randint(int(low), int(high), like.shape, generator=generator).to(like.dtype)

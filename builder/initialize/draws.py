@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from builder.initialize.streams import Draw, numpy_generator
+from builder.names import paths_to
 from builder.policies import POLICIES
 
 if TYPE_CHECKING:
@@ -346,23 +347,15 @@ def default_policy(module: nn.Module, entry: Entry) -> tuple[str, dict[str, Any]
 _AFFINE = ("weight", "bias")
 _RECURRENT = ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")
 _PROJECTIONS = frozenset({"in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"})
-
-
 RESETS = ("reset_parameters", "_reset_parameters")
 
 
-def torchs(layer: nn.Module) -> type[nn.Module]:
+def torch_class(layer: nn.Module) -> type[nn.Module]:
     """The class of torch that a layer is of, or that its class is derived from."""
     return next(cls for cls in type(layer).__mro__ if cls.__module__.startswith("torch.nn.modules."))
 
 
 def _fills_otherwise(layer: nn.Module) -> bool:
     """Whether a layer's class has another method in the place of the one by which torch's class fills itself."""
-    own, theirs = type(layer), torchs(layer)
+    own, theirs = type(layer), torch_class(layer)
     return any(hasattr(theirs, name) and getattr(own, name) is not getattr(theirs, name) for name in RESETS)
-
-
-def paths_to(path: str) -> list[str]:
-    """Of a layer and those around it, the outermost first; the model itself has none."""
-    parts = path.split(".") if path else []
-    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]

@@ -16,7 +16,7 @@ from builder.errors import Problem
 from builder.initialize.draws import basic
 from builder.initialize.expression import constant_value
 from builder.language import LanguageError, names_read, parse_expression
-from builder.module import Entry, are_axes, dtype_name, numbers_in
+from builder.module import Entry, are_axes, dtype_name, is_continuous, numbers_in
 from builder.policies import is_own, policy_of
 
 REACH = 8  # standard deviations: a normal value lies farther out once in 10^15 draws
@@ -53,7 +53,7 @@ def check_fit(
     if dtype.is_complex and policy in _REAL:
         what = f"{policy} cannot fill {entry.name!r}, which is {dtype_name(dtype)}"
         return [Problem(address, what, "use normal, uniform, xavier or kaiming")]
-    if _is_whole(dtype) and policy in _FRACTIONS:
+    if not is_continuous(dtype) and policy in _FRACTIONS:
         what = f"{policy} draws fractions, and {entry.name!r} is {dtype_name(dtype)}"
         return [Problem(address, what, "give its values, a constant or an expression, or except it")]
     if policy == "lsuv" and entry.kind == "Parameter":
@@ -147,25 +147,21 @@ def _values(entry: Entry, dtype: torch.dtype, values: Any, address: str) -> list
         return []
     shown = f"{wrong:.6g}" if isinstance(wrong, float) or abs(wrong) < 10**300 else "a number of 300 digits or more"
     what = f"{shown} is no value that {entry.name!r} of {dtype_name(dtype)} can hold"
-    numbers = "whole" if _is_whole(dtype) else "finite"
+    numbers = "finite" if is_continuous(dtype) else "whole"
     return [Problem(f"{address}.values", what, f"give {numbers} numbers, of at most {most:.4g}")]
-
-
-def _is_whole(dtype: torch.dtype) -> bool:
-    return not (dtype.is_floating_point or dtype.is_complex)
 
 
 def _bounds(dtype: torch.dtype) -> tuple[float, float]:
     """The least and the greatest number of a dtype."""
     if dtype == torch.bool:
         return 0, 1
-    found = torch.iinfo(dtype) if _is_whole(dtype) else torch.finfo(dtype)
+    found = torch.finfo(dtype) if is_continuous(dtype) else torch.iinfo(dtype)
     return found.min, found.max
 
 
 def _holds(dtype: torch.dtype, value: float) -> bool:
     least, most = _bounds(dtype)
-    return least <= value <= most and not (_is_whole(dtype) and value % 1)
+    return least <= value <= most and (is_continuous(dtype) or value % 1 == 0)
 
 
 def _shape_of(values: Any) -> tuple[int, ...] | None:
@@ -189,7 +185,7 @@ def _range(
     """Refuses a policy whose values would be infinite in the parameter's dtype."""
     if is_own(policy) and policy != "mup":
         return []
-    if _is_whole(dtype):
+    if not is_continuous(dtype):
         value = arguments.get("val", 0)
         what = f"{value:.6g} is no value that {entry.name!r} of {dtype_name(dtype)} can hold"
         return [] if _holds(dtype, value) else [Problem(f"{address}.val", what, "give a whole number that it can")]

@@ -26,7 +26,7 @@ from builder.initialize.mup import mup_decisions
 from builder.initialize.pretrained import PretrainedReport, may_keep, resolve
 from builder.initialize.reset import RESET, resetting
 from builder.module import Entry
-from builder.names import Selector
+from builder.names import FIELDS, Selector
 from builder.policies import POLICIES, check_policy, is_function
 from builder.spec import InitRule, PolicySpec
 
@@ -280,8 +280,7 @@ def _arguments(
     }
     wrong = expansion.problems[before:]
     del expansion.problems[before:]
-    selector_keys = {field.alias or name for name, field in Selector.model_fields.items()}
-    known = selector_keys | set(POLICIES[policy].arguments) if policy in POLICIES else selector_keys
+    known = {*FIELDS, *(POLICIES[policy].arguments if policy in POLICIES else ())}
     wrong = [*wrong, *(check_policy(policy, values, address) if not wrong else [])]
     hinted = [
         Problem(p.address, p.what, did_you_mean(p.address.rpartition(".")[2], known))

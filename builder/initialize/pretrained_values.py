@@ -20,6 +20,7 @@ from builder.initialize.draws import Fill
 from builder.initialize.files.checkpoints import neighbours, open_checkpoint
 from builder.initialize.files.tensor_file import Checkpoint, CheckpointError
 from builder.initialize.files.word_vectors import read_words
+from builder.module import is_continuous
 
 PIECE = 2**18  # values that are converted at a time
 
@@ -194,7 +195,7 @@ class Source:
         if values.is_complex() and not dtype.is_complex:
             raise self._lossy(f"the file has {values.dtype}, the parameter {dtype}", "take its real part")
         converted = values.to(dtype)
-        if _is_continuous(values.dtype) and _is_continuous(dtype):
+        if is_continuous(values.dtype) and is_continuous(dtype):
             lost = ~torch.isfinite(converted)
             if lost.any():
                 lost &= torch.isfinite(values)
@@ -210,10 +211,6 @@ class Source:
 
     def _lossy(self, what: str, hint: str) -> BuilderError:
         return _refused(self.arguments, what.replace("torch.", ""), hint)
-
-
-def _is_continuous(dtype: torch.dtype) -> bool:
-    return dtype.is_floating_point or dtype.is_complex
 
 
 # ---- rows by vocabulary --------------------------------------------------------------------------------------------

@@ -15,9 +15,10 @@ from torch import nn
 
 from builder.errors import BuilderError, Problem, raise_all
 from builder.initialize.chunks import fill_tensors
-from builder.initialize.draws import RESETS, default_fill, paths_to, torchs
+from builder.initialize.draws import RESETS, default_fill, torch_class
 from builder.initialize.streams import generator_state, stream_words
-from builder.module import Entry
+from builder.module import Entry, is_continuous
+from builder.names import paths_to
 
 if TYPE_CHECKING:
     from builder.initialize.plan import Decision
@@ -29,7 +30,7 @@ def method_of(layer: nn.Module) -> str:
     """The name of the method by which a layer fills itself in a way of its own; nothing where it has none."""
     for name in RESETS:
         own = getattr(type(layer), name, None)
-        if callable(own) and own is not getattr(torchs(layer), name, None):
+        if callable(own) and own is not getattr(torch_class(layer), name, None):
             return name
     return ""
 
@@ -97,7 +98,7 @@ def _reset(module: nn.Module, path: str, own: Sequence[Entry], seed: int) -> Non
 
     def run(blank: int) -> list[torch.Tensor]:
         for parameter in outer.parameters():
-            parameter.detach().fill_(blank if _is_whole(parameter) else float("nan"))
+            parameter.detach().fill_(float("nan") if is_continuous(parameter.dtype) else blank)
         known = ((entry, default_fill(module, entry)) for entry in own)
         parameters = {entry.name: module.get_parameter(entry.name).detach() for entry in own}
         fill_tensors([(parameters[entry.name], fill, entry.name, entry.shape) for entry, fill in known if fill], seed)
@@ -108,12 +109,12 @@ def _reset(module: nn.Module, path: str, own: Sequence[Entry], seed: int) -> Non
         return [module.get_parameter(entry.name).detach() for entry in own]
 
     first = written = run(0)
-    if any(map(_is_whole, first)):
+    if not all(is_continuous(values.dtype) for values in first):
         first = [values.clone() for values in first]
         written = run(1)
     problems = []
     for entry, once, again in zip(own, first, written, strict=True):
-        left = int((once != again if _is_whole(again) else again.isnan()).sum())
+        left = int((again.isnan() if is_continuous(again.dtype) else once != again).sum())
         if left:
             what = f"{told(outer)} left {left} of {again.numel()} values unwritten, or NaN"
             problems.append(Problem(entry.name, what, "give it an init rule, or write every value there"))
@@ -130,7 +131,3 @@ def _call(layer: nn.Module, name: str, entry: Entry, seed: int) -> None:
         what = f"{told(layer)} raised {type(err).__name__}: {first}"
         hint = "mend the method, or give all of the layer's parameters init rules"
         raise BuilderError("init", [Problem(entry.instance.address, what, hint)]) from err
-
-
-def _is_whole(values: torch.Tensor) -> bool:
-    return not (values.is_floating_point() or values.is_complex())

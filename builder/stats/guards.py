@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from builder.errors import BuilderError, Problem, raise_all
 from builder.initialize.shards import is_shard
-from builder.module import as_written, uncompiled
+from builder.module import as_written, is_continuous, uncompiled
 from builder.stats.callback import ParameterStatistics
 from builder.stats.settings import faults
 from builder.stats.store import read_outputs, read_stats
@@ -226,9 +226,10 @@ def nonfinite_learned(module: nn.Module) -> dict[str, int]:
 def _learned(module: nn.Module) -> dict[str, torch.Tensor]:
     """Trainable parameters and running statistics; anything else may be infinite on purpose, as a mask is."""
     found = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    norms = {path: part for path, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._NormBase)}
-    running = {f"{path}.{name}": buffer for path, part in norms.items() for name, buffer in part.named_buffers()}
-    return found | {name.lstrip("."): buffer for name, buffer in running.items()}
+    for path, part in module.named_modules():
+        if isinstance(part, nn.modules.batchnorm._NormBase):
+            found |= part.named_buffers(prefix=path)
+    return found
 
 
 def nonfinite_gradients(module: nn.Module) -> dict[str, int]:
@@ -239,7 +240,7 @@ def nonfinite_gradients(module: nn.Module) -> dict[str, int]:
 def _counts(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
     """The sum of a tensor tells whether a value is not finite, at a fifth of the time of a count."""
     values = {name: (t.coalesce().values() if t.is_sparse else t) for name, t in tensors.items()}
-    floats = {name: t for name, t in values.items() if t.is_floating_point() or t.is_complex()}
+    floats = {name: t for name, t in values.items() if is_continuous(t.dtype)}
     finite = _are_finite([t.sum() for t in floats.values()])
     suspects = {name: t for (name, t), fine in zip(floats.items(), finite, strict=True) if not fine}
     found = {name: int((~torch.isfinite(t)).sum()) for name, t in suspects.items()}

@@ -92,17 +92,15 @@ def chosen_parameters(model: nn.Module, selector: Selector) -> dict[str, nn.Para
     Raises:
         BuilderError: If the selector chooses nothing, or a parameter that cannot be measured.
     """
-    inside = {as_written(name): name for name, _ in model.named_parameters(remove_duplicate=False)}
-    known = {as_written(name): p for name, p in model.named_parameters()}
-    every = {name: model.get_parameter(path) for name, path in inside.items()}
+    known = {as_written(path): p for path, p in model.named_parameters()}
+    every = {as_written(path): p for path, p in model.named_parameters(remove_duplicate=False)}
+    paths = {as_written(path): path for path, _ in model.named_parameters(remove_duplicate=False)}
     proof = _proof(model)
     thawing: Collection[str] = proof.freeze.scheduled if proof else ()
     ties = proof.ties.items() if proof else ()
     every |= {name: known[owner] for name, owner in ties if owner in known}  # transposed ones are no parameters
     selected = {
-        name: p
-        for name, p in every.items()
-        if selector.selects(_entry(model, name, inside.get(name, name), p, thawing))
+        name: p for name, p in every.items() if selector.selects(_entry(model, name, paths.get(name, name), p, thawing))
     }
     chosen = {name: p for name, p in known.items() if name in selected}
     problems = [

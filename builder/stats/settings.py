@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from builder.errors import BuilderError, Problem, did_you_mean, raise_all
-from builder.names import Patterns, Selector, matches
+from builder.names import FIELDS, Patterns, Selector, matches
 from builder.stats.columns import SCALARS
 from builder.stats.outputs import ACTIVATIONS, weight_makers
 from builder.stats.record import chosen_parameters
@@ -91,9 +91,8 @@ def _selector(address: str, select: Any) -> list[Problem]:
 
 
 def _field(address: str, location: tuple[int | str, ...], message: str, given: object) -> Problem:
-    fields = [field.alias or name for name, field in Selector.model_fields.items()]
     name = str(location[0])
-    hint = "" if name in fields else did_you_mean(name, fields)
+    hint = "" if name in FIELDS else did_you_mean(name, FIELDS)
     return Problem(f"{address}.{name}", f"{message}, given {given!r}", hint)
 
 
